@@ -1,0 +1,2 @@
+use super::*;
+pub static ATTENTION: Kernel = MISSING;

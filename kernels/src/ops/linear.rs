@@ -1,0 +1,3 @@
+use super::*;
+pub static LINEAR: Kernel = MISSING;
+pub static PACK_LINEAR: Kernel = MISSING;

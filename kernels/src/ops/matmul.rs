@@ -1,0 +1,2 @@
+use super::*;
+pub static MATMUL: Kernel = MISSING;

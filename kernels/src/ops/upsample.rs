@@ -1,0 +1,2 @@
+use super::*;
+pub static UPSAMPLE_NEAREST: Kernel = MISSING;

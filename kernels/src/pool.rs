@@ -1,0 +1,247 @@
+//! A pool of threads that share the tasks of one kernel at a time.
+
+use crate::error::{Code, Error, Result};
+use std::alloc::Layout;
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long an idle thread watches for the next kernel before it sleeps. Kernels of one program follow each other
+/// within microseconds, while waking a thread costs tens of them.
+const SPIN: Duration = Duration::from_micros(200);
+
+type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+struct Job {
+    task: Option<Task<'static>>,
+    tasks: usize,
+}
+
+struct Shared {
+    job: UnsafeCell<Job>,
+    epoch: AtomicU64,
+    next: AtomicUsize,
+    left: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    sleeping: Mutex<usize>,
+    wake: Condvar,
+}
+
+// `job` is written by the caller alone, before it raises the epoch and after every worker has left.
+unsafe impl Sync for Shared {}
+unsafe impl Send for Shared {}
+
+/// Memory of one thread that kernels use for packed tiles; grown, never shrunk.
+struct Scratch(UnsafeCell<(*mut u8, usize)>);
+unsafe impl Sync for Scratch {}
+unsafe impl Send for Scratch {}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let (ptr, size) = *self.0.get_mut();
+        if size > 0 {
+            unsafe { std::alloc::dealloc(ptr, Layout::from_size_align_unchecked(size, 64)) };
+        }
+    }
+}
+
+/// The pool. One kernel runs at a time: the executor holds a lock around a program.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<std::thread::JoinHandle<()>>,
+    scratch: Vec<Scratch>,
+}
+
+impl Pool {
+    /// Starts `threads - 1` workers; the calling thread is the last one.
+    pub fn new(threads: usize) -> Result<Self> {
+        let threads = threads.clamp(1, 1024);
+        let shared = Arc::new(Shared {
+            job: UnsafeCell::new(Job { task: None, tasks: 0 }),
+            epoch: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleeping: Mutex::new(0),
+            wake: Condvar::new(),
+        });
+        let mut workers = Vec::new();
+        for id in 1..threads {
+            let shared = shared.clone();
+            let worker = std::thread::Builder::new()
+                .name(format!("denoise-{id}"))
+                .spawn(move || work(&shared, id))
+                .map_err(|e| Error::new(Code::OutOfMemory, format!("Cannot start thread {id} of {threads}: {e}")))?;
+            workers.push(worker);
+        }
+        let scratch = (0..threads).map(|_| Scratch(UnsafeCell::new((std::ptr::null_mut(), 0)))).collect();
+        Ok(Self { shared, workers, scratch })
+    }
+
+    /// How many threads share the work.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// At least `bytes` of memory aligned to 64 that belong to one thread until its task ends.
+    ///
+    /// # Safety
+    /// `thread` must be the number that the running task was given.
+    pub unsafe fn scratch(&self, thread: usize, bytes: usize) -> *mut u8 {
+        let slot = unsafe { &mut *self.scratch[thread].0.get() };
+        if slot.1 < bytes {
+            let size = bytes.next_multiple_of(4096);
+            unsafe {
+                if slot.1 > 0 {
+                    std::alloc::dealloc(slot.0, Layout::from_size_align_unchecked(slot.1, 64));
+                    slot.1 = 0;
+                }
+                let layout = Layout::from_size_align_unchecked(size, 64);
+                let ptr = std::alloc::alloc(layout);
+                if ptr.is_null() {
+                    std::panic::panic_any(OutOfScratch(size));
+                }
+                *slot = (ptr, size);
+            }
+        }
+        slot.0
+    }
+
+    /// Runs `task(index, thread)` for every index below `tasks`, shared among the threads as they come free, and
+    /// returns when all are done.
+    pub fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
+        if tasks == 0 {
+            return Ok(());
+        }
+        if tasks == 1 || self.workers.is_empty() {
+            let done = catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|i| task(i, 0))));
+            return done.map_err(|panic| panic_error(panic.as_ref()));
+        }
+        let shared = &*self.shared;
+        // The borrow ends before `run` returns: every worker has left by then.
+        let task: Task<'static> = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
+        unsafe { *shared.job.get() = Job { task: Some(task), tasks } };
+        shared.next.store(0, Ordering::Relaxed);
+        shared.left.store(self.workers.len(), Ordering::Relaxed);
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        if *shared.sleeping.lock().unwrap_or_else(|e| e.into_inner()) > 0 {
+            shared.wake.notify_all();
+        }
+        take_tasks(shared, task, tasks, 0);
+        let mut spins = 0u32;
+        while shared.left.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins.is_multiple_of(1 << 14) {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        if shared.panicked.swap(false, Ordering::SeqCst) {
+            return Err(Error::new(Code::Internal, "A kernel panicked; this is a defect of the native library"));
+        }
+        Ok(())
+    }
+}
+
+/// What a scratch allocation that failed panics with.
+struct OutOfScratch(usize);
+
+fn panic_error(panic: &(dyn std::any::Any + Send)) -> Error {
+    if let Some(OutOfScratch(size)) = panic.downcast_ref() {
+        return Error::new(Code::OutOfMemory, format!("Cannot allocate {size} bytes of working memory"));
+    }
+    let what = panic
+        .downcast_ref::<&str>()
+        .map(|s| s.to_string())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    Error::new(Code::Internal, format!("A kernel panicked ({what}); this is a defect of the native library"))
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        drop(self.shared.sleeping.lock());
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn take_tasks(shared: &Shared, task: Task<'_>, tasks: usize, thread: usize) {
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            let index = shared.next.fetch_add(1, Ordering::Relaxed);
+            if index >= tasks {
+                break;
+            }
+            task(index, thread);
+        }
+    }));
+    if done.is_err() {
+        shared.panicked.store(true, Ordering::SeqCst);
+    }
+}
+
+fn work(shared: &Shared, id: usize) {
+    let mut seen = 0;
+    loop {
+        let start = Instant::now();
+        let mut spins = 0u32;
+        while shared.epoch.load(Ordering::Acquire) == seen {
+            spins += 1;
+            std::hint::spin_loop();
+            if spins.is_multiple_of(256) && start.elapsed() > SPIN {
+                let mut sleeping = shared.sleeping.lock().unwrap_or_else(|e| e.into_inner());
+                *sleeping += 1;
+                while shared.epoch.load(Ordering::SeqCst) == seen {
+                    sleeping = shared.wake.wait(sleeping).unwrap_or_else(|e| e.into_inner());
+                }
+                *sleeping -= 1;
+            }
+        }
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        seen += 1;
+        let job = unsafe { &*shared.job.get() };
+        if let Some(task) = job.task {
+            take_tasks(shared, task, job.tasks, id);
+        }
+        shared.left.fetch_sub(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_is_run_once() {
+        let pool = Pool::new(3).unwrap();
+        for tasks in [0, 1, 2, 7, 1000] {
+            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(tasks, &|i, _| {
+                counts[i].fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_pool_lives_on() {
+        let pool = Pool::new(2).unwrap();
+        for _ in 0..3 {
+            let failed = pool.run(8, &|i, _| assert!(i != 5)).unwrap_err();
+            assert_eq!(failed.code, Code::Internal);
+            pool.run(8, &|_, _| {}).unwrap();
+        }
+    }
+}
