@@ -360,7 +360,7 @@ function readEntry(json: JsonReader, context: EntryContext): SafetensorsTensor {
   }
   const known = dtype as SafetensorsDtype;
   const byteLength = sizeOf(known, shape);
-  if (byteLength === undefined) throw fail(`has the shape [${shape.join(", ")}], whose size overflows`);
+  if (byteLength === undefined) throw fail(`has the shape ${showShape(shape)}, whose size overflows`);
   const [begin, end] = offsets;
   if (begin === undefined || end === undefined) throw fail(`has ${offsets.length} data_offsets in place of 2`);
   if (begin > end) throw fail(`begins at ${begin}, after its end at ${end}`);
@@ -368,7 +368,7 @@ function readEntry(json: JsonReader, context: EntryContext): SafetensorsTensor {
     throw fail(`ends at ${end} and the file has ${dataBytes} bytes of data, so it is truncated or its header lies`);
   }
   if (end - begin !== byteLength) {
-    throw fail(`takes ${byteLength} bytes by its shape [${shape.join(", ")}] and dtype ${dtype}, not ${end - begin}`);
+    throw fail(`takes ${byteLength} bytes by its shape ${showShape(shape)} and dtype ${dtype}, not ${end - begin}`);
   }
   return { file, name, dtype: known, shape, offset: dataOffset + begin, byteLength };
 }
@@ -528,7 +528,7 @@ function makeHeader(
     const length = shape.every((n) => Number.isSafeInteger(n) && n >= 0) ? sizeOf(dtype, shape) : undefined;
     if (length === undefined || shape.length > MAX_RANK || begin + length > Number.MAX_SAFE_INTEGER) {
       throw new RangeError(
-        `Cannot write tensor ${show(name)} as its shape [${shape.join(", ")}] is not of at most ${MAX_RANK} ` +
+        `Cannot write tensor ${show(name)} as its shape ${showShape(shape)} is not of at most ${MAX_RANK} ` +
           "non-negative integers with a size that a file can have",
       );
     }
@@ -556,7 +556,7 @@ function makeHeader(
 function checkData({ name, dtype, shape }: Omit<TensorToWrite, "data">, data: Uint8Array, length: number): void {
   if (data.length !== length) {
     throw new TypeError(
-      `Cannot write tensor ${show(name)} of shape [${shape.join(", ")}] and dtype ${dtype} ` +
+      `Cannot write tensor ${show(name)} of shape ${showShape(shape)} and dtype ${dtype} ` +
         `as its data has ${data.length} bytes in place of ${length}`,
     );
   }
@@ -627,6 +627,10 @@ function malformed(file: string, what: string, details: { key?: string; cause?: 
   });
 }
 
+function showShape(shape: readonly number[]): string {
+  return `[${shape.slice(0, 8).join(", ")}${shape.length > 8 ? `, … (${shape.length} sizes)` : ""}]`;
+}
+
 /** A value from a file, quoted, and cut so that a hostile one cannot fill the screen. */
 function show(value: string): string {
   return JSON.stringify(value.length > 80 ? `${value.slice(0, 79)}…` : value);
@@ -641,6 +645,9 @@ class JsonReader {
   #file: string;
   #what: string;
   #at = 0;
+  /** The member of the outermost object that is being read, for messages. */
+  #key: string | undefined;
+  #depth = 0;
 
   constructor(text: string, file: string, what: string) {
     this.#text = text;
@@ -660,8 +667,12 @@ class JsonReader {
       const key = this.string("a key");
       this.expect(":", `the value of ${show(key)}`);
       this.#at++;
+      if (this.#depth === 0) this.#key = key;
+      this.#depth++;
       member(key);
+      this.#depth--;
       if (this.#more("}", "object")) return;
+      if (this.#depth === 0) this.#key = undefined;
     }
   }
 
@@ -758,6 +769,7 @@ class JsonReader {
   /** Checks that nothing but white space is left. */
   end(): void {
     this.#peek();
+    this.#key = undefined;
     if (this.#at < this.#text.length) throw this.#fail("something follows its closing brace");
   }
 
@@ -807,6 +819,9 @@ class JsonReader {
   }
 
   #fail(what: string, cause?: unknown): CheckpointError {
-    return malformed(this.#file, `its ${this.#what} is broken at character ${this.#at}: ${what}`, { cause });
+    return malformed(this.#file, `its ${this.#what} is broken at character ${this.#at}: ${what}`, {
+      cause,
+      ...(this.#key === undefined ? {} : { key: this.#key }),
+    });
   }
 }
