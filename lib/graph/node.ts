@@ -1,0 +1,99 @@
+/**
+ * The nodes of the lazy graph: immutable, typed, checked when they are made.
+ *
+ * @module
+ */
+
+import type { Dtype } from "./dtypes.ts";
+import { inferOp, type OpName, type Params } from "./ops.ts";
+
+/**
+ * How often a value changes: never while a model lives (its weights and what follows from them alone), once a run
+ * (prompts), or at each step. What is constant is computed once and kept.
+ */
+export type Rate = 0 | 1 | 2;
+
+/** The rates by name. */
+export const RATE = { constant: 0, run: 1, step: 2 } as const;
+
+/** A node: an operation on other nodes, or a leaf whose values come from elsewhere. */
+export interface Node {
+  /** A number that no other node of the process has; inputs have lower ones. */
+  readonly id: number;
+  /** What it does. */
+  readonly op: OpName;
+  /** Operands in the op's order; `null` where an optional one is absent. */
+  readonly inputs: readonly (Node | null)[];
+  /** The op's parameters. */
+  readonly params: Params;
+  /** The shape of its value. */
+  readonly shape: readonly number[];
+  /** The element type of its value. */
+  readonly dtype: Dtype;
+  /** How often its value changes. */
+  readonly rate: Rate;
+}
+
+let nextId = 1;
+
+/**
+ * Makes a leaf.
+ *
+ * @param shape The shape.
+ * @param options The element type, how often it changes, and a name for dumps.
+ * @returns The node.
+ */
+export function leaf(
+  shape: readonly number[],
+  options: { dtype: Dtype; rate: Rate; name?: string },
+): Node {
+  const { dtype, rate, name = "" } = options;
+  for (const size of shape) {
+    if (!Number.isSafeInteger(size) || size < 0) throw new TypeError(`A shape holds sizes, got [${shape}]`);
+  }
+  return { id: nextId++, op: "leaf", inputs: [], params: { name }, shape: [...shape], dtype, rate };
+}
+
+/**
+ * Makes a node of an operation, checking operands and inferring shape and dtype.
+ *
+ * @param op The operation.
+ * @param inputs Its operands in the op's order, `null` where an optional one is absent.
+ * @param params Its parameters.
+ * @returns The node.
+ */
+export function node(op: OpName, inputs: readonly (Node | null)[], params: Params): Node {
+  const { shape, dtype } = inferOp(op, inputs, params);
+  let rate: Rate = RATE.constant;
+  for (const input of inputs) if (input && input.rate > rate) rate = input.rate;
+  return { id: nextId++, op, inputs, params, shape, dtype, rate };
+}
+
+/**
+ * The nodes that some outputs need, each after its inputs.
+ *
+ * @param outputs The outputs.
+ * @returns The nodes in an order in which they can be computed.
+ */
+export function topological(outputs: readonly Node[]): Node[] {
+  const order: Node[] = [];
+  const seen = new Set<Node>();
+  const stack: [Node, number][] = [];
+  for (const output of outputs) {
+    if (seen.has(output)) continue;
+    seen.add(output);
+    stack.push([output, 0]);
+    while (stack.length > 0) {
+      const top = stack[stack.length - 1]!;
+      const input = top[0].inputs[top[1]++];
+      if (input === undefined) {
+        order.push(top[0]);
+        stack.pop();
+      } else if (input !== null && !seen.has(input)) {
+        seen.add(input);
+        stack.push([input, 0]);
+      }
+    }
+  }
+  return order;
+}

@@ -1,0 +1,469 @@
+/**
+ * The one table of operations: what each takes, and the shape and dtype that it gives. Those with the name of a kernel
+ * lower to that kernel; the others are views, or lower to `copy`.
+ *
+ * @module
+ */
+
+import { type Dtype, DTYPES } from "./dtypes.ts";
+import type { Node } from "./node.ts";
+import type { ActivationKind, BinaryKind, KernelName, ReduceKind, UnaryKind } from "./schema.ts";
+
+/** Operations that are no kernel: leaves, views, and what lowers to copies. */
+export type ViewName = "leaf" | "reshape" | "permute" | "slice" | "expand" | "concat" | "cast";
+
+/** The name of an operation. */
+export type OpName = ViewName | Exclude<KernelName, "copy">;
+
+/** The parameters of an operation: plain values, compared by their text. */
+export type Params = Readonly<Record<string, number | string | readonly number[]>>;
+
+/** A shape and an element type. */
+export interface TypeOf {
+  /** The shape. */
+  readonly shape: readonly number[];
+  /** The element type. */
+  readonly dtype: Dtype;
+}
+
+/** One operation's rule. */
+interface OpRule {
+  /** The names of the operands; a trailing `?` marks an optional one. */
+  readonly operands: readonly string[];
+  /** Checks operands and parameters; gives the type of the result. */
+  readonly infer: (inputs: readonly (Node | null)[], params: Params) => TypeOf;
+}
+
+const text = (shape: readonly number[]) => `[${shape.join(", ")}]`;
+
+/**
+ * The number of elements of a shape.
+ *
+ * @param shape The shape.
+ * @returns The product of its sizes.
+ */
+export function sizeOf(shape: readonly number[]): number {
+  let size = 1;
+  for (const n of shape) size *= n;
+  return size;
+}
+
+/**
+ * Whether two shapes are the same.
+ *
+ * @param a One shape.
+ * @param b The other.
+ * @returns Whether rank and sizes are equal.
+ */
+export function sameShape(a: readonly number[], b: readonly number[]): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}
+
+/**
+ * The shape that two shapes broadcast to, by numpy's rule.
+ *
+ * @param a One shape.
+ * @param b The other.
+ * @returns The common shape.
+ */
+export function broadcastShapes(a: readonly number[], b: readonly number[]): number[] {
+  const rank = Math.max(a.length, b.length);
+  const shape: number[] = [];
+  for (let i = 0; i < rank; i++) {
+    const x = a[a.length - rank + i] ?? 1;
+    const y = b[b.length - rank + i] ?? 1;
+    if (x !== y && x !== 1 && y !== 1) throw new TypeError(`Cannot broadcast ${text(a)} with ${text(b)}`);
+    shape.push(x === 1 ? y : x);
+  }
+  return shape;
+}
+
+function broadcastsTo(from: readonly number[], to: readonly number[]): boolean {
+  if (from.length > to.length) return false;
+  const lead = to.length - from.length;
+  return from.every((n, i) => n === 1 || n === to[lead + i]);
+}
+
+function need(condition: boolean, message: () => string): asserts condition {
+  if (!condition) throw new TypeError(message());
+}
+
+const at = (inputs: readonly (Node | null)[], i: number): Node => inputs[i]!;
+const num = (params: Params, key: string): number => params[key] as number;
+const same = (x: Node): TypeOf => ({ shape: x.shape, dtype: x.dtype });
+
+function needFloat(op: string, ...nodes: (Node | null | undefined)[]): void {
+  for (const x of nodes) {
+    if (x) need(DTYPES[x.dtype].float, () => `Cannot apply ${op} to ${x.dtype}: cast it to a float type first`);
+  }
+}
+
+function needSameDtype(op: string, a: Node, b: Node | null | undefined): void {
+  if (b) {
+    need(a.dtype === b.dtype, () => `Cannot apply ${op} to ${a.dtype} and ${b.dtype}: cast one to the other's type`);
+  }
+}
+
+function needVector(op: string, name: string, v: Node | null | undefined, size: number): void {
+  if (v) {
+    need(sameShape(v.shape, [size]), () => `${op} takes a ${name} of [${size}], got ${text(v.shape)}`);
+    needFloat(op, v);
+  }
+}
+
+function needBroadcast(op: string, name: string, v: Node | null | undefined, out: TypeOf): void {
+  if (v) {
+    need(
+      broadcastsTo(v.shape, out.shape),
+      () => `${op} takes a ${name} that broadcasts to ${text(out.shape)}, got ${text(v.shape)}`,
+    );
+    need(v.dtype === out.dtype, () => `${op} takes a ${name} of ${out.dtype}, got ${v.dtype}`);
+  }
+}
+
+const last = (x: Node): number => {
+  need(x.shape.length > 0, () => "Cannot take the last axis of a scalar");
+  return x.shape[x.shape.length - 1]!;
+};
+
+/** The bytes that a weight takes once it is packed: rows to a multiple of 64, columns to one of 4, on every level. */
+export function packedBytes(rows: number, columns: number, elementBytes: number): number {
+  return Math.ceil(rows / 64) * 64 * Math.ceil(columns / 4) * 4 * elementBytes;
+}
+
+/** The operations. */
+export const OPS: Readonly<Record<OpName, OpRule>> = {
+  leaf: {
+    operands: [],
+    infer: () => {
+      throw new TypeError("A leaf is made by `leaf`");
+    },
+  },
+  reshape: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      const shape = params.shape as readonly number[];
+      need(sizeOf(shape) === sizeOf(x!.shape), () => `Cannot reshape ${text(x!.shape)} to ${text(shape)}`);
+      return { shape, dtype: x!.dtype };
+    },
+  },
+  permute: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      const axes = params.axes as readonly number[];
+      need(
+        axes.length === x!.shape.length && new Set(axes).size === axes.length &&
+          axes.every((a) => Number.isInteger(a) && a >= 0 && a < axes.length),
+        () => `Cannot permute ${text(x!.shape)} by ${text(axes)}: name each axis once`,
+      );
+      return { shape: axes.map((a) => x!.shape[a]!), dtype: x!.dtype };
+    },
+  },
+  slice: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      const [axis, start, end] = [num(params, "axis"), num(params, "start"), num(params, "end")];
+      const size = x!.shape[axis];
+      need(
+        size !== undefined && Number.isInteger(start) && Number.isInteger(end) && start >= 0 && start <= end &&
+          end <= size,
+        () => `Cannot slice ${start}..${end} of axis ${axis} of ${text(x!.shape)}`,
+      );
+      return { shape: x!.shape.map((n, i) => i === axis ? end - start : n), dtype: x!.dtype };
+    },
+  },
+  expand: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      const shape = params.shape as readonly number[];
+      need(broadcastsTo(x!.shape, shape), () => `Cannot expand ${text(x!.shape)} to ${text(shape)}`);
+      return { shape, dtype: x!.dtype };
+    },
+  },
+  concat: {
+    operands: ["x..."],
+    infer: (inputs, params) => {
+      const axis = num(params, "axis");
+      const first = at(inputs, 0);
+      need(axis >= 0 && axis < first.shape.length, () => `Cannot concat ${text(first.shape)} along axis ${axis}`);
+      let size = 0;
+      for (const x of inputs) {
+        needSameDtype("concat", first, x);
+        need(
+          x!.shape.length === first.shape.length && x!.shape.every((n, i) => i === axis || n === first.shape[i]),
+          () => `Cannot concat ${text(first.shape)} and ${text(x!.shape)} along axis ${axis}`,
+        );
+        size += x!.shape[axis]!;
+      }
+      return { shape: first.shape.map((n, i) => i === axis ? size : n), dtype: first.dtype };
+    },
+  },
+  cast: { operands: ["x"], infer: ([x], params) => ({ shape: x!.shape, dtype: params.dtype as Dtype }) },
+  unary: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      needFloat(params.kind as UnaryKind, x);
+      return same(x!);
+    },
+  },
+  binary: {
+    operands: ["a", "b"],
+    infer: ([a, b], params) => {
+      needSameDtype(params.kind as BinaryKind, a!, b);
+      needFloat(params.kind as BinaryKind, a, b);
+      return { shape: broadcastShapes(a!.shape, b!.shape), dtype: a!.dtype };
+    },
+  },
+  reduce: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      needFloat(params.kind as ReduceKind, x);
+      need(last(x!) > 0, () => `Cannot take the ${params.kind} of no elements`);
+      return { shape: x!.shape.slice(0, -1), dtype: x!.dtype };
+    },
+  },
+  softmax: {
+    operands: ["x"],
+    infer: ([x]) => {
+      needFloat("softmax", x);
+      last(x!);
+      return same(x!);
+    },
+  },
+  linear: {
+    operands: ["x", "weight", "bias?", "gate?", "residual?"],
+    infer: ([x, weight, bias, gate, residual], params) => {
+      const n = num(params, "n");
+      const k = num(params, "k");
+      needFloat("linear", x);
+      need(last(x!) === k, () => `A linear layer of ${k} inputs cannot take ${text(x!.shape)}`);
+      if (weight!.op === "pack_linear") {
+        need(
+          weight!.shape[0] === packedBytes(n, k, DTYPES[x!.dtype].size),
+          () => `A packed weight of (${n}, ${k}) cannot have ${weight!.shape[0]} bytes`,
+        );
+      } else {
+        needFloat("linear", weight);
+        need(
+          sameShape(weight!.shape, [n, k]),
+          () => `A linear layer takes a weight of [${n}, ${k}], got ${text(weight!.shape)}`,
+        );
+      }
+      needVector("linear", "bias", bias, n);
+      const out = { shape: [...x!.shape.slice(0, -1), n], dtype: x!.dtype };
+      needBroadcast("linear", "gate", gate, out);
+      needBroadcast("linear", "residual", residual, out);
+      return out;
+    },
+  },
+  pack_linear: {
+    operands: ["weight"],
+    infer: ([weight], params) => {
+      needFloat("pack_linear", weight);
+      need(weight!.shape.length === 2, () => `A linear weight has two axes, got ${text(weight!.shape)}`);
+      const bytes = packedBytes(weight!.shape[0]!, weight!.shape[1]!, DTYPES[params.dtype as Dtype].size);
+      return { shape: [bytes], dtype: "u8" };
+    },
+  },
+  matmul: {
+    operands: ["a", "b"],
+    infer: ([a, b]) => {
+      needFloat("matmul", a, b);
+      needSameDtype("matmul", a!, b);
+      need(
+        a!.shape.length >= 2 && b!.shape.length >= 2 && a!.shape.at(-1) === b!.shape.at(-2),
+        () => `Cannot multiply ${text(a!.shape)} by ${text(b!.shape)}`,
+      );
+      const lead = broadcastShapes(a!.shape.slice(0, -2), b!.shape.slice(0, -2));
+      return { shape: [...lead, a!.shape.at(-2)!, b!.shape.at(-1)!], dtype: a!.dtype };
+    },
+  },
+  attention: {
+    operands: ["q", "k", "v", "bias?"],
+    infer: ([q, k, v, bias]) => {
+      needFloat("attention", q, k, v, bias);
+      needSameDtype("attention", q!, k);
+      needSameDtype("attention", q!, v);
+      const [b, h, sq, d] = q!.shape;
+      const sk = k!.shape[2];
+      need(
+        q!.shape.length === 4 && sameShape(k!.shape, [b!, h!, sk!, d!]) && sameShape(v!.shape, k!.shape),
+        () =>
+          `Attention takes q, k, v of (batch, heads, tokens, size), got ${text(q!.shape)}, ${text(k!.shape)}, ` +
+          text(v!.shape),
+      );
+      if (bias) {
+        need(
+          broadcastsTo(bias.shape, [b!, h!, sq!, sk!]),
+          () => `Attention takes a bias that broadcasts to ${text([b!, h!, sq!, sk!])}, got ${text(bias.shape)}`,
+        );
+      }
+      return same(q!);
+    },
+  },
+  layer_norm: {
+    operands: ["x", "weight?", "bias?", "scale?", "shift?"],
+    infer: ([x, weight, bias, scale, shift]) => {
+      needFloat("layer_norm", x);
+      needVector("layer_norm", "weight", weight, last(x!));
+      needVector("layer_norm", "bias", bias, last(x!));
+      needBroadcast("layer_norm", "scale", scale, same(x!));
+      needBroadcast("layer_norm", "shift", shift, same(x!));
+      return same(x!);
+    },
+  },
+  rms_norm: {
+    operands: ["x", "weight?"],
+    infer: ([x, weight]) => {
+      needFloat("rms_norm", x);
+      needVector("rms_norm", "weight", weight, last(x!));
+      return same(x!);
+    },
+  },
+  rope: { operands: ["x", "cos", "sin"], infer: ([x, cos, sin]) => inferRope(x!, cos!, sin!) },
+  rms_norm_rope: {
+    operands: ["x", "weight?", "cos", "sin"],
+    infer: ([x, weight, cos, sin]) => {
+      needVector("rms_norm_rope", "weight", weight, last(x!));
+      return inferRope(x!, cos!, sin!);
+    },
+  },
+  group_norm: {
+    operands: ["x", "weight?", "bias?"],
+    infer: ([x, weight, bias], params) => {
+      needFloat("group_norm", x);
+      const groups = num(params, "groups");
+      need(
+        x!.shape.length === 4 && Number.isInteger(groups) && groups > 0 && last(x!) % groups === 0,
+        () =>
+          `Group norm takes (batch, height, width, channels) with channels in ${groups} groups, got ${text(x!.shape)}`,
+      );
+      needVector("group_norm", "weight", weight, last(x!));
+      needVector("group_norm", "bias", bias, last(x!));
+      return same(x!);
+    },
+  },
+  conv2d: {
+    operands: ["x", "weight", "bias?", "residual?"],
+    infer: ([x, weight, bias, residual], params) => {
+      needFloat("conv2d", x);
+      const p = (key: string) => num(params, key);
+      const [channels, filters, kh, kw] = [p("channels"), p("filters"), p("kh"), p("kw")];
+      need(
+        x!.shape.length === 4 && last(x!) === channels,
+        () => `A convolution of ${channels} channels takes (batch, height, width, ${channels}), got ${text(x!.shape)}`,
+      );
+      if (weight!.op === "pack_conv2d") {
+        need(
+          weight!.shape[0] === packedBytes(filters, channels, DTYPES[x!.dtype].size) * kh * kw,
+          () => `A packed convolution weight cannot have ${weight!.shape[0]} bytes`,
+        );
+      } else {
+        need(
+          sameShape(weight!.shape, [filters, channels, kh, kw]),
+          () => `A convolution takes a weight of ${text([filters, channels, kh, kw])}, got ${text(weight!.shape)}`,
+        );
+      }
+      needVector("conv2d", "bias", bias, filters);
+      const extent = (size: number, kernel: number, before: number, after: number) =>
+        Math.floor((size * p("upsample") + before + after - kernel) / p("stride")) + 1;
+      const height = extent(x!.shape[1]!, kh, p("padTop"), p("padBottom"));
+      const width = extent(x!.shape[2]!, kw, p("padLeft"), p("padRight"));
+      need(height > 0 && width > 0, () => `${text(x!.shape)} is too small for a ${kh} by ${kw} convolution`);
+      const out = { shape: [x!.shape[0]!, height, width, filters], dtype: x!.dtype };
+      needBroadcast("conv2d", "residual", residual, out);
+      return out;
+    },
+  },
+  pack_conv2d: {
+    operands: ["weight"],
+    infer: ([weight], params) => {
+      needFloat("pack_conv2d", weight);
+      const [filters, channels, kh, kw] = weight!.shape;
+      need(weight!.shape.length === 4, () => `A convolution's weight has four axes, got ${text(weight!.shape)}`);
+      const bytes = packedBytes(filters!, channels!, DTYPES[params.dtype as Dtype].size) * kh! * kw!;
+      return { shape: [bytes], dtype: "u8" };
+    },
+  },
+  upsample_nearest: {
+    operands: ["x"],
+    infer: ([x], params) => {
+      needFloat("upsample_nearest", x);
+      const factor = num(params, "factor");
+      need(
+        x!.shape.length === 4 && Number.isInteger(factor) && factor > 0,
+        () => `Upsampling takes (batch, height, width, channels), got ${text(x!.shape)}`,
+      );
+      const [b, h, w, c] = x!.shape;
+      return { shape: [b!, h! * factor, w! * factor, c!], dtype: x!.dtype };
+    },
+  },
+  embedding: {
+    operands: ["ids", "table"],
+    infer: ([ids, table], params) => {
+      needFloat("embedding", table);
+      need(ids!.dtype === "i32", () => `An embedding takes i32 ids, got ${ids!.dtype}`);
+      need(table!.shape.length === 2, () => `An embedding's table has two axes, got ${text(table!.shape)}`);
+      return { shape: [...ids!.shape, table!.shape[1]!], dtype: params.dtype as Dtype };
+    },
+  },
+  timestep_embedding: {
+    operands: ["t"],
+    infer: ([t], params) => {
+      need(t!.dtype === "f32" && t!.shape.length === 1, () => `A timestep embedding takes f32 (batch)`);
+      return { shape: [t!.shape[0]!, num(params, "size")], dtype: "f32" };
+    },
+  },
+  rotary_embedding: {
+    operands: ["ids"],
+    infer: ([ids], params) => {
+      const axes = [0, 1, 2, 3].map((i) => num(params, `axis${i}`));
+      const used = axes.filter((n) => n > 0);
+      need(
+        ids!.dtype === "f32" && ids!.shape.length === 2 && ids!.shape[1] === used.length &&
+          axes.every((n) => Number.isInteger(n) && n >= 0 && n % 2 === 0),
+        () => `Rotary positions take f32 ids (tokens, ${used.length}) and even sizes, got ${text(ids!.shape)}`,
+      );
+      return { shape: [2, ids!.shape[0]!, used.reduce((a, b) => a + b, 0)], dtype: "f32" };
+    },
+  },
+};
+
+function inferRope(x: Node, cos: Node, sin: Node): TypeOf {
+  needFloat("rope", x);
+  const want = [x.shape[1]!, x.shape[3]!];
+  need(
+    x.shape.length === 4 && want[1]! % 2 === 0 && sameShape(cos.shape, want) && sameShape(sin.shape, want) &&
+      cos.dtype === "f32" && sin.dtype === "f32",
+    () =>
+      `Rope takes (batch, tokens, heads, size) and f32 (tokens, size), got ${text(x.shape)}, ${text(cos.shape)}, ` +
+      text(sin.shape),
+  );
+  return same(x);
+}
+
+/**
+ * Checks an operation's operands and parameters and gives the type of its result.
+ *
+ * @param op The operation.
+ * @param inputs Its operands.
+ * @param params Its parameters.
+ * @returns The shape and element type of the result.
+ */
+export function inferOp(op: OpName, inputs: readonly (Node | null)[], params: Params): TypeOf {
+  const rule = OPS[op];
+  if (op !== "concat") {
+    need(inputs.length === rule.operands.length, () => `${op} takes ${rule.operands.join(", ")}, got ${inputs.length}`);
+    rule.operands.forEach((name, i) =>
+      need(inputs[i] !== null || name.endsWith("?"), () => `${op} needs its operand ${name}`)
+    );
+  }
+  return rule.infer(inputs, params);
+}
+
+/** The parameters that a linear layer starts with, before any fusion. */
+export function linearParams(n: number, k: number): { n: number; k: number; act: ActivationKind; actFrom: number } {
+  return { n, k, act: "none", actFrom: 0 };
+}

@@ -1,0 +1,152 @@
+/**
+ * The layers that models are made of, with the names and parameters of PyTorch's.
+ *
+ * @module
+ */
+
+import type { Dtype } from "../graph/dtypes.ts";
+import { type Conv2dOptions, embedding, type Tensor } from "../tensor/tensor.ts";
+import { Module, Parameter } from "./module.ts";
+
+/** x W^T + b. */
+export class Linear extends Module {
+  /** (outputs, inputs). */
+  weight: Parameter;
+  /** (outputs), or none. */
+  bias?: Parameter;
+
+  /** A layer of `inputs` to `outputs` features. */
+  constructor(inputs: number, outputs: number, options: { bias?: boolean } = {}) {
+    super();
+    this.weight = new Parameter(outputs, inputs);
+    if (options.bias ?? true) this.bias = new Parameter(outputs);
+  }
+
+  /** (..., inputs) to (..., outputs). */
+  forward(x: Tensor): Tensor {
+    return x.linear(this.weight.tensor, this.bias?.tensor);
+  }
+}
+
+/** A convolution of (batch, height, width, channels). */
+export class Conv2d extends Module {
+  /** (filters, channels, size, size). */
+  weight: Parameter;
+  /** (filters). */
+  bias: Parameter;
+  readonly #options: Conv2dOptions;
+
+  /** A layer of `channels` to `filters`, by a square kernel of `size`. */
+  constructor(channels: number, filters: number, options: { size: number } & Omit<Conv2dOptions, "bias">) {
+    super();
+    const { size, ...rest } = options;
+    this.#options = rest;
+    this.weight = new Parameter(filters, channels, size, size);
+    this.bias = new Parameter(filters);
+  }
+
+  /** (batch, height, width, channels) to (batch, height', width', filters). */
+  forward(x: Tensor): Tensor {
+    return x.conv2d(this.weight.tensor, { ...this.#options, bias: this.bias.tensor });
+  }
+}
+
+/** Layer norm over the last axis, with or without weight and bias. */
+export class LayerNorm extends Module {
+  /** (size), or none. */
+  weight?: Parameter;
+  /** (size), or none. */
+  bias?: Parameter;
+  readonly #eps: number;
+
+  /** A norm over `size` features. */
+  constructor(size: number, options: { eps: number; affine?: boolean }) {
+    super();
+    this.#eps = options.eps;
+    if (options.affine ?? true) {
+      this.weight = new Parameter(size);
+      this.bias = new Parameter(size);
+    }
+  }
+
+  /** (..., size) to the same. */
+  forward(x: Tensor): Tensor {
+    return x.layerNorm({ weight: this.weight?.tensor, bias: this.bias?.tensor, eps: this.#eps });
+  }
+}
+
+/** RMS norm over the last axis. */
+export class RMSNorm extends Module {
+  /** (size). */
+  weight: Parameter;
+  readonly #eps: number;
+
+  /** A norm over `size` features. */
+  constructor(size: number, options: { eps: number }) {
+    super();
+    this.#eps = options.eps;
+    this.weight = new Parameter(size);
+  }
+
+  /** (..., size) to the same. */
+  forward(x: Tensor): Tensor {
+    return x.rmsNorm({ weight: this.weight.tensor, eps: this.#eps });
+  }
+}
+
+/** Group norm of (batch, height, width, channels). */
+export class GroupNorm extends Module {
+  /** (channels). */
+  weight: Parameter;
+  /** (channels). */
+  bias: Parameter;
+  readonly #groups: number;
+  readonly #eps: number;
+
+  /** A norm over `channels` in `groups`. */
+  constructor(groups: number, channels: number, options: { eps: number }) {
+    super();
+    this.#groups = groups;
+    this.#eps = options.eps;
+    this.weight = new Parameter(channels);
+    this.bias = new Parameter(channels);
+  }
+
+  /** (batch, height, width, channels) to the same. */
+  forward(x: Tensor): Tensor {
+    return x.groupNorm({
+      groups: this.#groups,
+      weight: this.weight.tensor,
+      bias: this.bias.tensor,
+      eps: this.#eps,
+    });
+  }
+}
+
+/** A table of vectors. */
+export class Embedding extends Module {
+  /** (rows, size). */
+  weight: Parameter;
+
+  /** A table of `rows` vectors of `size`. */
+  constructor(rows: number, size: number) {
+    super();
+    this.weight = new Parameter(rows, size);
+  }
+
+  /** i32 ids (...) to (..., size) of the given type. */
+  forward(ids: Tensor, dtype: Dtype): Tensor {
+    return embedding(ids, this.weight.tensor, dtype);
+  }
+}
+
+/** The activations by the names that configurations use. */
+export const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
+  silu: (x) => x.silu(),
+  swish: (x) => x.silu(),
+  gelu: (x) => x.gelu(),
+  gelu_new: (x) => x.gelu("tanh"),
+  gelu_pytorch_tanh: (x) => x.gelu("tanh"),
+  quick_gelu: (x) => x.quickGelu(),
+  relu: (x) => x.relu(),
+};
