@@ -6,15 +6,27 @@
  */
 
 import { DTYPES } from "../lib/graph/dtypes.ts";
-import { ACTIVATION, BINARY, KERNELS, type KernelSpec, MAX_RANK, REDUCE, schemaHash, UNARY } from "../lib/graph/schema.ts";
+import {
+  ACTIVATION,
+  BINARY,
+  KERNELS,
+  type KernelSpec,
+  MAX_RANK,
+  REDUCE,
+  schemaHash,
+  UNARY,
+} from "../lib/graph/schema.ts";
 
 const pascal = (name: string) => name.replace(/(?:^|_)([a-z])/g, (_, letter: string) => letter.toUpperCase());
 const variant = (name: string) => /^[a-z]+\d+$/.test(name) ? name.toUpperCase() : pascal(name);
 const snake = (name: string) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 
 function enumeration(name: string, doc: string, codes: Record<string, number>): string {
-  const variants = Object.entries(codes).map(([key, code]) => `    /// \`${key}\`.\n    ${variant(key)} = ${code},\n`).join("");
-  const arms = Object.entries(codes).map(([key, code]) => `            ${code} => Some(Self::${variant(key)}),\n`).join("");
+  const variants = Object.entries(codes).map(([key, code]) => `    /// \`${key}\`.\n    ${variant(key)} = ${code},\n`)
+    .join("");
+  const arms = Object.entries(codes).map(([key, code]) => `            ${code} => Some(Self::${variant(key)}),\n`).join(
+    "",
+  );
   return `/// ${doc}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -54,7 +66,9 @@ ${Object.entries(DTYPES).map(([k, v]) => `            Self::${variant(k)} => ${v
 
     /// Whether it is a floating-point type.
     pub fn is_float(self) -> bool {
-        matches!(self, ${Object.entries(DTYPES).filter(([, v]) => v.float).map(([k]) => `Self::${variant(k)}`).join(" | ")})
+        matches!(self, ${
+  Object.entries(DTYPES).filter(([, v]) => v.float).map(([k]) => `Self::${variant(k)}`).join(" | ")
+})
     }
 }
 
@@ -116,9 +130,12 @@ ${
         op: Op::${variant(name)},
         name: "${name}",
         operands: &[${
-      Object.entries(spec.operands).map(([key, o]) => `("${key}", ${o.optional ?? false}, Layout::${pascal(o.layout)})`).join(", ")
+      Object.entries(spec.operands).map(([key, o]) => `("${key}", ${o.optional ?? false}, Layout::${pascal(o.layout)})`)
+        .join(", ")
     }],
-        params: &[${Object.entries(spec.params).map(([key, type]) => `("${snake(key)}", Param::${variant(type)})`).join(", ")}],
+        params: &[${
+      Object.entries(spec.params).map(([key, type]) => `("${snake(key)}", Param::${variant(type)})`).join(", ")
+    }],
     },
 `
   ).join("")
@@ -127,7 +144,7 @@ ${
 
 const file = new URL("../kernels/src/schema.rs", import.meta.url);
 const format = new Deno.Command("rustfmt", {
-  args: ["--edition", "2024", "--config-path", new URL("../kernels", import.meta.url).pathname],
+  args: ["--edition", "2021", "--config-path", new URL("../kernels", import.meta.url).pathname],
   stdin: "piped",
   stdout: "piped",
 }).spawn();

@@ -1,9 +1,14 @@
 //! The native core of denoise: CPU kernels and the program executor.
 
+pub mod buffer;
 pub mod error;
+pub mod executor;
+pub mod ffi;
+pub mod handles;
 pub mod level;
 pub mod ops;
 pub mod pool;
+pub mod program;
 pub mod schema;
 pub mod simd;
 pub mod view;

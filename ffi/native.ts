@@ -1,0 +1,196 @@
+/**
+ * The native library's objects, as objects of the language: their handles free themselves.
+ *
+ * @module
+ */
+
+import { NativeError } from "../lib/errors.ts";
+import { library, type Symbols } from "./library.ts";
+
+const CODES = [
+  "none",
+  "bad_program",
+  "bad_handle",
+  "bad_argument",
+  "bad_value",
+  "out_of_memory",
+  "io",
+  "cancelled",
+  "internal",
+  "mismatch",
+] as const;
+
+const ERROR_BYTES = 1024;
+const decoder = new TextDecoder();
+const encoder = new TextEncoder();
+
+/** Throws the error that a call left in its buffer, if it left one. */
+function unwrap<T>(result: T, error: Uint8Array): T {
+  const code = error[0]!;
+  if (code === 0) return result;
+  const length = error[1]! | error[2]! << 8;
+  throw new NativeError(CODES[code] ?? "internal", decoder.decode(error.subarray(3, 3 + length)));
+}
+
+/** A slice's length, as the C surface takes it. */
+const length = (bytes: Uint8Array): bigint => BigInt(bytes.byteLength);
+
+function call<T>(body: (symbols: Symbols, error: Uint8Array<ArrayBuffer>, errorLength: bigint) => T): T {
+  const error = new Uint8Array(ERROR_BYTES);
+  return unwrap(body(library().symbols, error, BigInt(ERROR_BYTES)), error);
+}
+
+function free(handle: number): void {
+  call((s, e, n) => s.denoise_free(handle, e, n));
+}
+
+const registry = new FinalizationRegistry(free);
+
+/** An object of the native library. */
+abstract class Handle implements Disposable {
+  #handle: number;
+
+  constructor(handle: number) {
+    this.#handle = handle;
+    registry.register(this, handle, this);
+  }
+
+  /** The number that the library knows it by. */
+  get handle(): number {
+    return this.#handle;
+  }
+
+  /** Frees it; a run that uses it keeps it until it ends. */
+  [Symbol.dispose](): void {
+    if (this.#handle === 0) return;
+    registry.unregister(this);
+    free(this.#handle);
+    this.#handle = 0;
+  }
+}
+
+/** A CPU with its threads. */
+export class NativeDevice extends Handle {
+  /** Opens one of an instruction level (the best by default) with a number of threads (all by default). */
+  constructor(options: { level?: string | undefined; threads?: number | undefined } = {}) {
+    const { level = "", threads = 0 } = options;
+    if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
+      throw new RangeError(`The number of threads is 1 to 1024, got ${threads}`);
+    }
+    // A buffer of no bytes has no address: the library drops the padding.
+    const name = encoder.encode(level || "\0");
+    super(call((s, e, n) => s.denoise_device_open(name, length(name), threads, e, n)));
+  }
+}
+
+/** Memory that programs read and write. */
+export class NativeBuffer extends Handle {
+  /** Its size in bytes. */
+  readonly byteLength: number;
+
+  private constructor(handle: number, byteLength: number) {
+    super(handle);
+    this.byteLength = byteLength;
+  }
+
+  /** Zeroed memory. */
+  static create(byteLength: number): NativeBuffer {
+    return new NativeBuffer(call((s, e, n) => s.denoise_buffer_create(byteLength, e, n)), byteLength);
+  }
+
+  /** A part of a file, which is mapped and not copied. */
+  static map(path: string, offset: number, byteLength: number): NativeBuffer {
+    const name = encoder.encode(path);
+    const handle = call((s, e, n) => s.denoise_buffer_map(name, length(name), offset, byteLength, e, n));
+    return new NativeBuffer(handle, byteLength);
+  }
+
+  /** Memory with a copy of some bytes. */
+  static from(bytes: Uint8Array<ArrayBuffer>): NativeBuffer {
+    const buffer = NativeBuffer.create(bytes.byteLength);
+    if (bytes.byteLength > 0) buffer.write(bytes);
+    return buffer;
+  }
+
+  /** Copies bytes in. */
+  write(bytes: Uint8Array<ArrayBuffer>, offset = 0): void {
+    call((s, e, n) => s.denoise_buffer_write(this.handle, offset, bytes, length(bytes), e, n));
+  }
+
+  /** Copies bytes out. */
+  read(byteLength = this.byteLength, offset = 0): Uint8Array<ArrayBuffer> {
+    const bytes = new Uint8Array(byteLength);
+    if (byteLength > 0) call((s, e, n) => s.denoise_buffer_read(this.handle, offset, bytes, length(bytes), e, n));
+    return bytes;
+  }
+}
+
+/** A program that the library has checked. */
+export class NativeProgram extends Handle {
+  /** Hands the library a program's bytes, which it checks. */
+  constructor(bytes: Uint8Array<ArrayBuffer>) {
+    super(call((s, e, n) => s.denoise_program_load(bytes, length(bytes), e, n)));
+  }
+}
+
+/** A flag that stops a run. */
+class Token extends Handle {
+  constructor() {
+    super(call((s, e, n) => s.denoise_token_create(e, n)));
+  }
+
+  cancel(): void {
+    call((s, e, n) => s.denoise_token_cancel(this.handle, e, n));
+  }
+}
+
+/** How a program is run. */
+export interface RunOptions {
+  /** Stops the run before its next kernel. */
+  signal?: AbortSignal | undefined;
+  /** Receives each kernel's seconds. */
+  times?: Float64Array<ArrayBuffer> | undefined;
+}
+
+/**
+ * Runs a program on threads of the library's own; the event loop stays free.
+ *
+ * @param target The device and the program.
+ * @param buffers The buffers that the program takes, in its order.
+ * @param options A signal that stops it; an array for times.
+ */
+export async function runProgram(
+  target: { device: NativeDevice; program: NativeProgram },
+  buffers: readonly NativeBuffer[],
+  options: RunOptions = {},
+): Promise<void> {
+  const { signal, times } = options;
+  signal?.throwIfAborted();
+  using token = new Token();
+  const cancel = () => token.cancel();
+  signal?.addEventListener("abort", cancel, { once: true });
+  const handles = new Uint8Array(Math.max(4, 4 * buffers.length));
+  const view = new DataView(handles.buffer);
+  buffers.forEach((buffer, i) => view.setUint32(4 * i, buffer.handle, true));
+  const seconds = times ? new Uint8Array(times.buffer, times.byteOffset, times.byteLength) : new Uint8Array(1);
+  const error = new Uint8Array(ERROR_BYTES);
+  try {
+    await library().symbols.denoise_program_run(
+      target.device.handle,
+      target.program.handle,
+      handles,
+      BigInt(4 * buffers.length),
+      token.handle,
+      seconds,
+      length(seconds),
+      error,
+      BigInt(ERROR_BYTES),
+    );
+    unwrap(undefined, error);
+  } catch (e) {
+    if (e instanceof NativeError && e.code === "cancelled") signal?.throwIfAborted();
+    throw e;
+  } finally {
+    signal?.removeEventListener("abort", cancel);
+  }
+}

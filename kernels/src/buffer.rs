@@ -1,0 +1,143 @@
+//! Buffers: memory of the library's own, or a part of a mapped file.
+
+use crate::error::{Code, Error, Result};
+use memmap2::Mmap;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+
+const ALIGN: usize = 64;
+
+/// What a program may read, and, where it is not a file, write.
+pub enum Buffer {
+    /// Zeroed memory, aligned to 64 bytes.
+    Owned(Owned),
+    /// Bytes of a file; never written.
+    Mapped(Arc<Mmap>, usize, usize),
+}
+
+/// Memory that frees itself.
+pub struct Owned {
+    ptr: *mut u8,
+    len: usize,
+}
+
+// Runs are serialized by the device's lock; reads and writes from the host are bounded copies.
+unsafe impl Send for Owned {}
+unsafe impl Sync for Owned {}
+
+impl Owned {
+    /// Zeroed memory of a length.
+    pub fn new(len: usize) -> Result<Self> {
+        let failed = || Error::new(Code::OutOfMemory, format!("Cannot allocate {len} bytes"));
+        let layout = Layout::from_size_align(len.max(1), ALIGN).map_err(|_| failed())?;
+        let ptr = unsafe { alloc_zeroed(layout) };
+        if ptr.is_null() { Err(failed()) } else { Ok(Self { ptr, len }) }
+    }
+
+    /// The first byte.
+    pub fn ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        unsafe { dealloc(self.ptr, Layout::from_size_align_unchecked(self.len.max(1), ALIGN)) };
+    }
+}
+
+/// Files that are mapped now, so that a thousand tensors of one file share one mapping.
+static MAPS: Mutex<Option<HashMap<PathBuf, Weak<Mmap>>>> = Mutex::new(None);
+
+impl Buffer {
+    /// Zeroed memory.
+    pub fn new(len: usize) -> Result<Self> {
+        Owned::new(len).map(Buffer::Owned)
+    }
+
+    /// A part of a file.
+    pub fn map(path: &Path, offset: usize, len: usize) -> Result<Self> {
+        let map = map_file(path)?;
+        if offset.checked_add(len).is_none_or(|end| end > map.len()) {
+            return Err(Error::new(
+                Code::Io,
+                format!(
+                    "{} has {} bytes and cannot hold {len} at {offset}: it was cut short",
+                    path.display(),
+                    map.len()
+                ),
+            ));
+        }
+        Ok(Buffer::Mapped(map, offset, len))
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Buffer::Owned(owned) => owned.len,
+            Buffer::Mapped(_, _, len) => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a program may write it.
+    pub fn writable(&self) -> bool {
+        matches!(self, Buffer::Owned(_))
+    }
+
+    /// The first byte.
+    pub fn ptr(&self) -> *mut u8 {
+        match self {
+            Buffer::Owned(owned) => owned.ptr,
+            Buffer::Mapped(map, offset, _) => unsafe { map.as_ptr().add(*offset) as *mut u8 },
+        }
+    }
+
+    /// Copies bytes in.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        if !self.writable() {
+            return Err(Error::new(Code::BadArgument, "A mapped file cannot be written"));
+        }
+        self.check(offset, bytes.len())?;
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes out.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len())?;
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr().add(offset), out.as_mut_ptr(), out.len()) };
+        Ok(())
+    }
+
+    fn check(&self, offset: usize, len: usize) -> Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(Error::new(
+                Code::BadArgument,
+                format!("{len} bytes at {offset} lie outside a buffer of {}", self.len()),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn map_file(path: &Path) -> Result<Arc<Mmap>> {
+    let failed = |e: std::io::Error| Error::new(Code::Io, format!("Cannot map {}: {e}", path.display()));
+    let mut maps = MAPS.lock().unwrap_or_else(|e| e.into_inner());
+    let maps = maps.get_or_insert_with(HashMap::new);
+    if let Some(map) = maps.get(path).and_then(Weak::upgrade) {
+        return Ok(map);
+    }
+    maps.retain(|_, map| map.strong_count() > 0);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    // Sound as long as nobody truncates the file while it is in use, which is every mapping's condition.
+    let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(failed)?);
+    maps.insert(path.to_path_buf(), Arc::downgrade(&map));
+    Ok(map)
+}

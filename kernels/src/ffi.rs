@@ -1,0 +1,165 @@
+//! The C surface. Scalars of at most 32 bits and f64, handles, byte slices. Each call that can fail takes a buffer for
+//! its error: one byte of code (0: none), two of length, then the sentence; so no thread reads another's error.
+
+// Buffers that are only read are still taken as `&mut`: the generator knows no other kind.
+
+use crate::buffer::Buffer;
+use crate::error::{Code, Error, Result};
+use crate::executor::Device;
+use crate::handles::{self, Object};
+use crate::level::Level;
+use crate::program::Program;
+use crate::schema::SCHEMA_HASH;
+use deno_bindgen::deno_bindgen;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs a body so that neither its error nor its panic crosses the boundary.
+fn guarded<T: Default>(error: &mut [u8], body: impl FnOnce() -> Result<T>) -> T {
+    let result = catch_unwind(AssertUnwindSafe(body))
+        .unwrap_or_else(|_| Err(Error::new(Code::Internal, "The native library panicked; this is a defect of it")));
+    match result {
+        Ok(value) => {
+            write_error(error, 0, "");
+            value
+        }
+        Err(e) => {
+            write_error(error, e.code as u8, &e.message);
+            T::default()
+        }
+    }
+}
+
+fn write_error(error: &mut [u8], code: u8, message: &str) {
+    let Some(room) = error.len().checked_sub(3) else { return };
+    let mut len = message.len().min(room).min(u16::MAX as usize);
+    while !message.is_char_boundary(len) {
+        len -= 1;
+    }
+    error[0] = code;
+    error[1..3].copy_from_slice(&(len as u16).to_le_bytes());
+    error[3..3 + len].copy_from_slice(&message.as_bytes()[..len]);
+}
+
+fn size(value: f64, what: &str) -> Result<usize> {
+    if value.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&value) {
+        Ok(value as usize)
+    } else {
+        Err(Error::new(Code::BadArgument, format!("A {what} is a whole number of bytes, got {value}")))
+    }
+}
+
+fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|_| Error::new(Code::BadArgument, format!("The {what} is not UTF-8")))
+}
+
+/// Writes `version\nschema hash\nbest level\nlevels of this CPU` into `out`; gives the length.
+#[deno_bindgen]
+fn denoise_describe(out: &mut [u8]) -> u32 {
+    let levels: Vec<&str> = Level::ALL.into_iter().filter(|l| l.supported()).map(Level::name).collect();
+    let text = format!(
+        "{}\n{} {}\n{}\n{}",
+        env!("CARGO_PKG_VERSION"),
+        SCHEMA_HASH[0],
+        SCHEMA_HASH[1],
+        Level::best().name(),
+        levels.join(" ")
+    );
+    let len = text.len().min(out.len());
+    out[..len].copy_from_slice(&text.as_bytes()[..len]);
+    len as u32
+}
+
+/// Opens a device of a level (empty: the best) with a number of threads (0: all).
+#[deno_bindgen]
+fn denoise_device_open(level: &mut [u8], threads: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        let level = Level::named(utf8(level, "level")?.trim_end_matches('\0'))?;
+        handles::insert(Object::Device(Arc::new(Device::new(level, threads as usize)?)))
+    })
+}
+
+/// Makes a zeroed buffer.
+#[deno_bindgen]
+fn denoise_buffer_create(bytes: f64, error: &mut [u8]) -> u32 {
+    guarded(error, || handles::insert(Object::Buffer(Arc::new(Buffer::new(size(bytes, "buffer")?)?))))
+}
+
+/// Maps a part of a file.
+#[deno_bindgen]
+fn denoise_buffer_map(path: &mut [u8], offset: f64, bytes: f64, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        let path = Path::new(utf8(path, "path")?);
+        let buffer = Buffer::map(path, size(offset, "offset")?, size(bytes, "buffer")?)?;
+        handles::insert(Object::Buffer(Arc::new(buffer)))
+    })
+}
+
+/// Copies bytes into a buffer.
+#[deno_bindgen]
+fn denoise_buffer_write(buffer: u32, offset: f64, bytes: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || handles::buffer(buffer)?.write(size(offset, "offset")?, bytes).map(|()| 1))
+}
+
+/// Copies bytes out of a buffer.
+#[deno_bindgen]
+fn denoise_buffer_read(buffer: u32, offset: f64, out: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || handles::buffer(buffer)?.read(size(offset, "offset")?, out).map(|()| 1))
+}
+
+/// Frees a handle of any kind.
+#[deno_bindgen]
+fn denoise_free(handle: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || handles::remove(handle).map(|()| 1))
+}
+
+/// Reads and checks a program.
+#[deno_bindgen]
+fn denoise_program_load(bytes: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || handles::insert(Object::Program(Arc::new(Program::parse(bytes)?))))
+}
+
+/// Makes a flag that stops a run.
+#[deno_bindgen]
+fn denoise_token_create(error: &mut [u8]) -> u32 {
+    guarded(error, || handles::insert(Object::Token(Arc::new(AtomicBool::new(false)))))
+}
+
+/// Raises the flag: the run that has it stops before its next kernel.
+#[deno_bindgen]
+fn denoise_token_cancel(token: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        handles::token(token)?.store(true, Ordering::Relaxed);
+        Ok(1)
+    })
+}
+
+/// Runs a program on a device over buffers, given as little-endian handles. `times` holds an f64 for each kernel, or is
+/// shorter where no times are wanted.
+#[deno_bindgen(non_blocking)]
+fn denoise_program_run(
+    device: u32,
+    program: u32,
+    buffers: &mut [u8],
+    token: u32,
+    times: &mut [u8],
+    error: &mut [u8],
+) -> u32 {
+    guarded(error, || {
+        let device = handles::device(device)?;
+        let program = handles::program(program)?;
+        let token = handles::token(token)?;
+        let buffers = buffers
+            .chunks_exact(4)
+            .map(|word| handles::buffer(u32::from_le_bytes([word[0], word[1], word[2], word[3]])))
+            .collect::<Result<Vec<_>>>()?;
+        let mut seconds = vec![0.0; times.len() / 8];
+        device.run(&program, &buffers, &token, Some(&mut seconds))?;
+        for (time, seconds) in times.chunks_exact_mut(8).zip(&seconds) {
+            time.copy_from_slice(&seconds.to_le_bytes());
+        }
+        Ok(1)
+    })
+}
