@@ -1,5 +1,6 @@
 //! The native core of denoise: CPU kernels and the program executor.
 
+pub mod activation;
 pub mod buffer;
 pub mod error;
 pub mod executor;
