@@ -73,25 +73,29 @@ export function node(op: OpName, inputs: readonly (Node | null)[], params: Param
  * The nodes that some outputs need, each after its inputs.
  *
  * @param outputs The outputs.
+ * @param replacements Nodes that others stand in for.
  * @returns The nodes in an order in which they can be computed.
  */
-export function topological(outputs: readonly Node[]): Node[] {
+export function topological(outputs: readonly Node[], replacements?: ReadonlyMap<Node, Node>): Node[] {
   const order: Node[] = [];
   const seen = new Set<Node>();
   const stack: [Node, number][] = [];
+  const visit = (n: Node) => {
+    const effective = replacements?.get(n) ?? n;
+    if (seen.has(effective)) return;
+    seen.add(effective);
+    stack.push([effective, 0]);
+  };
   for (const output of outputs) {
-    if (seen.has(output)) continue;
-    seen.add(output);
-    stack.push([output, 0]);
+    visit(output);
     while (stack.length > 0) {
       const top = stack[stack.length - 1]!;
       const input = top[0].inputs[top[1]++];
       if (input === undefined) {
         order.push(top[0]);
         stack.pop();
-      } else if (input !== null && !seen.has(input)) {
-        seen.add(input);
-        stack.push([input, 0]);
+      } else if (input !== null) {
+        visit(input);
       }
     }
   }

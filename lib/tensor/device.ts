@@ -1,0 +1,106 @@
+/**
+ * The device that programs run on, and the buffers that hold the values of leaves and constants on it.
+ *
+ * @module
+ */
+
+import process from "node:process";
+import { library } from "../../ffi/library.ts";
+import { NativeBuffer, NativeDevice } from "../../ffi/native.ts";
+import { NativeError } from "../errors.ts";
+import { byteSize } from "../graph/dtypes.ts";
+import type { Node } from "../graph/node.ts";
+import { sourceOf } from "./source.ts";
+
+/** How a device is opened. */
+export interface DeviceOptions {
+  /** The instruction level (`reference`, `portable`, `avx2`, `avx512`, `avx512bf16`); the best by default. */
+  level?: string | undefined;
+  /** How many threads share the work; as many as the machine has by default. */
+  threads?: number | undefined;
+}
+
+let defaultDevice: Device | undefined;
+
+/** A CPU, at one instruction level, with its threads. */
+export class Device implements Disposable {
+  /** The instruction level. */
+  readonly level: string;
+  /** The native device. */
+  readonly native: NativeDevice;
+  readonly #leaves = new WeakMap<Node, NativeBuffer>();
+  readonly #constants = new WeakMap<Node, Map<string, NativeBuffer>>();
+
+  private constructor(options: DeviceOptions) {
+    this.level = options.level ?? library().description.level;
+    this.native = new NativeDevice(options);
+  }
+
+  /** Opens a device; an unknown level, or one that this CPU lacks, is an error. */
+  static open(options: DeviceOptions = {}): Device {
+    return new Device(options);
+  }
+
+  /** The device of all who name none: the best level, all threads. Opened once. */
+  static default(): Device {
+    return defaultDevice ??= new Device({});
+  }
+
+  /** The levels that this CPU has, the lowest first. */
+  static levels(): readonly string[] {
+    return library().description.levels;
+  }
+
+  /** The most memory that the process has had, in bytes: buffers, mapped files that were read, and Deno itself. */
+  peakMemory(): number {
+    return 1024 * process.resourceUsage().maxRSS;
+  }
+
+  /**
+   * The buffer of a leaf. It is kept for as long as the leaf is; `passing` ones, which are read once to compute what is
+   * kept instead, are the caller's.
+   */
+  bufferOf(leaf: Node, options: { passing?: boolean } = {}): NativeBuffer {
+    const kept = this.#leaves.get(leaf);
+    if (kept) return kept;
+    const buffer = makeBuffer(leaf);
+    if (!options.passing) this.#leaves.set(leaf, buffer);
+    return buffer;
+  }
+
+  /** Whether a leaf's buffer is kept. */
+  keeps(leaf: Node): boolean {
+    return this.#leaves.has(leaf) || sourceOf(leaf)?.kind === "buffer";
+  }
+
+  /** A constant that was computed on this device; known by its text for as long as one of its leaves lives. */
+  constant(owner: Node, key: string): NativeBuffer | undefined {
+    return this.#constants.get(owner)?.get(key);
+  }
+
+  /** Keeps a constant. */
+  keepConstant(owner: Node, key: string, buffer: NativeBuffer): void {
+    const known = this.#constants.get(owner) ?? new Map<string, NativeBuffer>();
+    this.#constants.set(owner, known.set(key, buffer));
+  }
+
+  /** Frees the device; buffers outlive it. */
+  [Symbol.dispose](): void {
+    this.native[Symbol.dispose]();
+  }
+}
+
+function makeBuffer(leaf: Node): NativeBuffer {
+  const source = sourceOf(leaf);
+  if (!source) {
+    const name = leaf.params.name || `[${leaf.shape.join(", ")}]`;
+    throw new NativeError("missing", `The tensor ${name} has no values: load a checkpoint first`);
+  }
+  if (source.kind === "buffer") return source.buffer as NativeBuffer;
+  if (source.kind === "host") return NativeBuffer.from(source.bytes as Uint8Array<ArrayBuffer>);
+  const { path, offset, byteLength } = source;
+  if (offset % byteSize(leaf.dtype) === 0) return NativeBuffer.map(path, offset, byteLength);
+  // A file may put a tensor at an odd place, where kernels cannot read it.
+  using mapped = NativeBuffer.map(path, offset, byteLength);
+  return NativeBuffer.from(mapped.read());
+}
