@@ -13,8 +13,11 @@ export class GraphError extends Error {
   override name = "GraphError";
 }
 
+/** Nodes never change: one that was right once stays right, and all behind it. */
+const checked = new WeakSet<Node>();
+
 /**
- * Checks a graph: each node has the type and rate that its operation gives, and its operands come before it.
+ * Checks a graph: each node has the type and rate that its operation gives, each output the type that it had before.
  *
  * @param outputs The outputs.
  * @param options The pass that made it; the outputs before it, whose types must be the same.
@@ -24,16 +27,11 @@ export function checkGraph(outputs: readonly Node[], options: { pass: string; be
   const fail = (n: Node, what: string) => {
     throw new GraphError(`After ${pass}, node ${n.id} (${n.op} [${n.shape.join(", ")}]) ${what}`);
   };
-  const done = new Set<Node>();
-  for (const n of topological(outputs)) {
-    let rate = 0;
-    for (const x of n.inputs) {
-      if (!x) continue;
-      if (!done.has(x)) fail(n, `comes before its operand ${x.id}`);
-      rate = Math.max(rate, x.rate);
-    }
-    done.add(n);
+  for (const n of topological(outputs, { isGiven: (n) => checked.has(n) })) {
+    if (checked.has(n)) continue;
+    checked.add(n);
     if (n.op === "leaf") continue;
+    const rate = Math.max(0, ...n.inputs.map((x) => x?.rate ?? 0));
     if (n.rate !== rate) fail(n, `has rate ${n.rate}, its operands ${rate}`);
     const { shape, dtype } = inferOp(n.op, n.inputs, n.params);
     if (dtype !== n.dtype || !sameShape(shape, n.shape)) fail(n, `should be ${dtype} [${shape.join(", ")}]`);

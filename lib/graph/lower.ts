@@ -147,7 +147,7 @@ function layoutsOf(spec: KernelSpec): { layout: Layout }[] {
  */
 export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>): Lowered {
   const isGiven = (n: Node) => n.op === "leaf" || materialized.has(n);
-  const order = givenFirst(targets, isGiven);
+  const order = topological(targets, { isGiven });
   const users = usersOf(order, isGiven);
   const instructions: Instruction[] = [];
   const inputs: Storage[] = [];
@@ -317,20 +317,6 @@ export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>)
     if (target && !sameView(view, target)) emit("copy", [view, target], {});
   }
   return { instructions, externals: [...inputs, ...outputs] };
-}
-
-/** The nodes to visit: those behind a given one are not needed. */
-function givenFirst(targets: readonly Node[], isGiven: (n: Node) => boolean): Node[] {
-  const seen = new Set<Node>();
-  const stack = [...targets];
-  const needed = new Set<Node>();
-  for (let n = stack.pop(); n !== undefined; n = stack.pop()) {
-    if (seen.has(n)) continue;
-    seen.add(n);
-    needed.add(n);
-    if (!isGiven(n)) { for (const x of n.inputs) if (x) stack.push(x); }
-  }
-  return topological(targets).filter((n) => needed.has(n));
 }
 
 function usersOf(order: readonly Node[], isGiven: (n: Node) => boolean): Map<Node, Node[]> {

@@ -69,14 +69,23 @@ export function node(op: OpName, inputs: readonly (Node | null)[], params: Param
   return { id: nextId++, op, inputs, params, shape, dtype, rate };
 }
 
+/** What a walk of a graph heeds. */
+export interface WalkOptions {
+  /** Nodes that others stand in for. */
+  readonly replacements?: ReadonlyMap<Node, Node>;
+  /** Nodes that are there already: what lies behind them is not needed. */
+  readonly isGiven?: (n: Node) => boolean;
+}
+
 /**
  * The nodes that some outputs need, each after its inputs.
  *
  * @param outputs The outputs.
- * @param replacements Nodes that others stand in for.
+ * @param options What stands in for others, what is there already.
  * @returns The nodes in an order in which they can be computed.
  */
-export function topological(outputs: readonly Node[], replacements?: ReadonlyMap<Node, Node>): Node[] {
+export function topological(outputs: readonly Node[], options: WalkOptions = {}): Node[] {
+  const { replacements, isGiven } = options;
   const order: Node[] = [];
   const seen = new Set<Node>();
   const stack: [Node, number][] = [];
@@ -84,7 +93,8 @@ export function topological(outputs: readonly Node[], replacements?: ReadonlyMap
     const effective = replacements?.get(n) ?? n;
     if (seen.has(effective)) return;
     seen.add(effective);
-    stack.push([effective, 0]);
+    if (isGiven?.(effective)) order.push(effective);
+    else stack.push([effective, 0]);
   };
   for (const output of outputs) {
     visit(output);

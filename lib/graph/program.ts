@@ -24,6 +24,10 @@ const CODES: Partial<Record<ParamType, Readonly<Record<string, number>>>> = {
   reduce: REDUCE,
 };
 
+const PARAMS = new Map(
+  Object.entries(KERNELS).map(([name, spec]) => [name, Object.entries(spec.params) as [string, ParamType][]]),
+);
+
 const hash = schemaHash();
 const float = new Float32Array(1);
 const floatBits = new Uint32Array(float.buffer);
@@ -82,10 +86,9 @@ interface Memory {
 }
 
 function writeInstruction(words: Words, instruction: Instruction, memory: Memory): void {
-  const spec = KERNELS[instruction.kernel];
-  words.push(spec.code);
+  words.push(KERNELS[instruction.kernel].code);
   for (const operand of instruction.operands) writeOperand(words, operand, memory);
-  for (const [name, type] of Object.entries(spec.params) as [string, ParamType][]) {
+  for (const [name, type] of PARAMS.get(instruction.kernel)!) {
     words.push(paramWord(instruction.params[name]!, type));
   }
 }

@@ -69,21 +69,27 @@ export function rewrite(
   const uses = new Map<Node, number>();
 
   const current = (n: Node) => replacements.get(n) ?? n;
-  const order = topological(outputs, replacements);
+  const order = topological(outputs, { replacements });
   const oldUses = countUses(order, outputs, current);
   const settled = new Set<Node>();
 
-  const g: Rewriter = {
-    make(op, inputs, params) {
-      const text = key(op, inputs, params);
-      const found = known.get(text);
-      if (found) return found;
-      const made = apply(node(op, inputs, params));
-      known.set(text, made);
-      return made;
-    },
-    once: (operand) => uses.get(operand) === 1,
-  };
+  function make(op: OpName, inputs: readonly (Node | null)[], params: Params, same?: Node): Node {
+    const text = key(op, inputs, params);
+    const found = known.get(text);
+    if (found) return found;
+    const made = apply(same ?? node(op, inputs, params));
+    known.set(text, made);
+    return made;
+  }
+  const g: Rewriter = { make, once: (operand) => uses.get(operand) === 1 };
+
+  /** A node over the new operands: itself where they are the old ones. */
+  function renew(old: Node): Node {
+    if (old.op === "leaf") return old;
+    const inputs = old.inputs.map((x) => x && renewed.get(current(x))!);
+    const unchanged = inputs.every((x, i) => x === old.inputs[i]);
+    return make(old.op, inputs, old.params, unchanged ? old : undefined);
+  }
 
   function apply(n: Node): Node {
     if (settled.has(n)) return n;
@@ -99,9 +105,7 @@ export function rewrite(
   }
 
   for (const old of order) {
-    const next = old.op === "leaf"
-      ? old
-      : g.make(old.op, old.inputs.map((x) => x && renewed.get(current(x))!), old.params);
+    const next = renew(old);
     renewed.set(old, next);
     // A node that stands for several old ones is used by the users of all.
     uses.set(next, (uses.get(next) ?? 0) + oldUses.get(old)!);

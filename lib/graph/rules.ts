@@ -212,6 +212,20 @@ export const FUSE: readonly Rule[] = [
     },
   },
   {
+    name: "rope of tokens one after another",
+    ops: ["rope"],
+    apply: (n, g) => {
+      const x = input(n);
+      if (x.op !== "concat" || x.params.axis !== 1 || !g.once(x)) return undefined;
+      let start = 0;
+      const parts = x.inputs.map((part) => {
+        const rows = { axis: 0, start, end: start += part!.shape[1]! };
+        return g.make("rope", [part, g.make("slice", [input(n, 1)], rows), g.make("slice", [input(n, 2)], rows)], {});
+      });
+      return g.make("concat", parts, x.params);
+    },
+  },
+  {
     name: "conv2d of an enlarged image",
     ops: ["conv2d"],
     apply: (n, g) => {
