@@ -8,7 +8,8 @@
 import { checkGraph } from "./check.ts";
 import { dumpGraph, dumpProgram } from "./dump.ts";
 import { baseOf, lower, type Lowered, type Storage } from "./lower.ts";
-import { type Node, node, RATE, type Rate, topological } from "./node.ts";
+import { type Node, RATE, type Rate, topological } from "./node.ts";
+import { node } from "./ops.ts";
 import { planArena } from "./plan.ts";
 import { assemble } from "./program.ts";
 import { rewrite, type Rule } from "./rewrite.ts";

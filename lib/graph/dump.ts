@@ -4,8 +4,7 @@
  * @module
  */
 
-import type { Node } from "./node.ts";
-import { topological } from "./node.ts";
+import { type Node, topological } from "./node.ts";
 import type { Lowered, Storage, View } from "./lower.ts";
 import type { Arena } from "./plan.ts";
 

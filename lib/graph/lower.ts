@@ -6,9 +6,8 @@
  */
 
 import type { Dtype } from "./dtypes.ts";
-import type { Node } from "./node.ts";
-import { topological } from "./node.ts";
-import { type OpName, sizeOf } from "./ops.ts";
+import { type Node, type OpName, topological } from "./node.ts";
+import { sizeOf } from "./ops.ts";
 import { type KernelName, KERNELS, type KernelSpec, type Layout } from "./schema.ts";
 
 /** A piece of memory: of the arena, or a buffer that a run binds. */

@@ -5,7 +5,16 @@
  */
 
 import type { Dtype } from "./dtypes.ts";
-import { inferOp, type OpName, type Params } from "./ops.ts";
+import type { KernelName } from "./schema.ts";
+
+/** Operations that are no kernel: leaves, views, and what lowers to copies. */
+export type ViewName = "leaf" | "reshape" | "permute" | "slice" | "expand" | "concat" | "cast";
+
+/** The name of an operation. */
+export type OpName = ViewName | Exclude<KernelName, "copy">;
+
+/** The parameters of an operation: plain values, compared by their text. */
+export type Params = Readonly<Record<string, number | string | readonly number[]>>;
 
 /**
  * How often a value changes: never while a model lives (its weights and what follows from them alone), once a run
@@ -34,7 +43,16 @@ export interface Node {
   readonly rate: Rate;
 }
 
-let nextId = 1;
+let lastId = 0;
+
+/**
+ * A number that no other node has.
+ *
+ * @returns The number, larger than all before it.
+ */
+export function nextNodeId(): number {
+  return ++lastId;
+}
 
 /**
  * Makes a leaf.
@@ -51,22 +69,7 @@ export function leaf(
   for (const size of shape) {
     if (!Number.isSafeInteger(size) || size < 0) throw new TypeError(`A shape holds sizes, got [${shape}]`);
   }
-  return { id: nextId++, op: "leaf", inputs: [], params: { name }, shape: [...shape], dtype, rate };
-}
-
-/**
- * Makes a node of an operation, checking operands and inferring shape and dtype.
- *
- * @param op The operation.
- * @param inputs Its operands in the op's order, `null` where an optional one is absent.
- * @param params Its parameters.
- * @returns The node.
- */
-export function node(op: OpName, inputs: readonly (Node | null)[], params: Params): Node {
-  const { shape, dtype } = inferOp(op, inputs, params);
-  let rate: Rate = RATE.constant;
-  for (const input of inputs) if (input && input.rate > rate) rate = input.rate;
-  return { id: nextId++, op, inputs, params, shape, dtype, rate };
+  return { id: nextNodeId(), op: "leaf", inputs: [], params: { name }, shape: [...shape], dtype, rate };
 }
 
 /** What a walk of a graph heeds. */

@@ -6,17 +6,8 @@
  */
 
 import { type Dtype, DTYPES } from "./dtypes.ts";
-import type { Node } from "./node.ts";
-import type { ActivationKind, BinaryKind, KernelName, ReduceKind, UnaryKind } from "./schema.ts";
-
-/** Operations that are no kernel: leaves, views, and what lowers to copies. */
-export type ViewName = "leaf" | "reshape" | "permute" | "slice" | "expand" | "concat" | "cast";
-
-/** The name of an operation. */
-export type OpName = ViewName | Exclude<KernelName, "copy">;
-
-/** The parameters of an operation: plain values, compared by their text. */
-export type Params = Readonly<Record<string, number | string | readonly number[]>>;
+import { nextNodeId, type Node, type OpName, type Params, RATE, type Rate } from "./node.ts";
+import type { ActivationKind, BinaryKind, ReduceKind, UnaryKind } from "./schema.ts";
 
 /** A shape and an element type. */
 export interface TypeOf {
@@ -466,4 +457,19 @@ export function inferOp(op: OpName, inputs: readonly (Node | null)[], params: Pa
 /** The parameters that a linear layer starts with, before any fusion. */
 export function linearParams(n: number, k: number): { n: number; k: number; act: ActivationKind; actFrom: number } {
   return { n, k, act: "none", actFrom: 0 };
+}
+
+/**
+ * Makes a node of an operation, checking operands and inferring shape and dtype.
+ *
+ * @param op The operation.
+ * @param inputs Its operands in the op's order, `null` where an optional one is absent.
+ * @param params Its parameters.
+ * @returns The node.
+ */
+export function node(op: OpName, inputs: readonly (Node | null)[], params: Params): Node {
+  const { shape, dtype } = inferOp(op, inputs, params);
+  let rate: Rate = RATE.constant;
+  for (const input of inputs) if (input && input.rate > rate) rate = input.rate;
+  return { id: nextNodeId(), op, inputs, params, shape, dtype, rate };
 }

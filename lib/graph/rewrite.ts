@@ -4,8 +4,8 @@
  * @module
  */
 
-import { type Node, node, topological } from "./node.ts";
-import type { OpName, Params } from "./ops.ts";
+import { type Node, type OpName, type Params, topological } from "./node.ts";
+import { node } from "./ops.ts";
 
 /** What a rule may ask and do. */
 export interface Rewriter {

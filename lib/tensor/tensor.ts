@@ -6,8 +6,8 @@
  */
 
 import type { Dtype } from "../graph/dtypes.ts";
-import { type Node, node } from "../graph/node.ts";
-import { linearParams, type OpName, type Params, sizeOf } from "../graph/ops.ts";
+import type { Node, OpName, Params } from "../graph/node.ts";
+import { linearParams, node, sizeOf } from "../graph/ops.ts";
 import type { BinaryKind, ReduceKind, UnaryKind } from "../graph/schema.ts";
 
 /** What attention takes besides q, k and v. */

@@ -4,7 +4,7 @@ import { lower } from "../../lib/graph/lower.ts";
 import { type Node, RATE, topological } from "../../lib/graph/node.ts";
 import { rewrite, type Rule } from "../../lib/graph/rewrite.ts";
 import { FUSE, GATHER_VIEWS, HOIST, joinLinears, LEGALIZE, SIMPLIFY } from "../../lib/graph/rules.ts";
-import { node } from "../../lib/graph/node.ts";
+import { node } from "../../lib/graph/ops.ts";
 import { attention, concat, embedding, type Tensor } from "../../lib/tensor/tensor.ts";
 import { argument, fluxGraph, weight } from "./graphs.ts";
 
