@@ -1,0 +1,33 @@
+/**
+ * The checks besides the tests, each counted: `deno task check`.
+ *
+ * @module
+ */
+
+const crate = ["--manifest-path", "kernels/Cargo.toml"];
+
+/** The checks by name: the command of each. */
+const CHECKS: Readonly<Record<string, readonly string[]>> = {
+  "TypeScript is formatted": ["deno", "fmt", "--check"],
+  "TypeScript is linted": ["deno", "lint"],
+  "TypeScript is typed": ["deno", "check", "."],
+  "the public API is documented": ["deno", "doc", "--lint", "mod.ts"],
+  "the documentation's examples run": ["deno", "test", "--allow-all", "--doc", "mod.ts"],
+  "the schema of kernels is in step": ["deno", "run", "--allow-all", "tools/generate_schema.ts", "--check"],
+  "the bindings are in step": ["deno", "run", "--allow-all", "tools/generate_bindings.ts", "--check"],
+  "Rust is formatted": ["cargo", "fmt", "--check", ...crate],
+  "Rust is linted": ["cargo", "clippy", "--release", "--locked", "--all-targets", ...crate, "--", "-D", "warnings"],
+};
+
+let failed = 0;
+for (const [name, [command, ...args]] of Object.entries(CHECKS)) {
+  const { success, stdout, stderr } = await new Deno.Command(command!, { args, stdout: "piped", stderr: "piped" })
+    .output();
+  console.log(`${success ? "ok" : "FAILED"}: ${name}`);
+  if (success) continue;
+  failed++;
+  await Deno.stdout.write(stdout);
+  await Deno.stdout.write(stderr);
+}
+console.log(`${Object.keys(CHECKS).length - failed} checks passed, ${failed} failed`);
+if (failed > 0) Deno.exit(1);
