@@ -5,6 +5,7 @@
  */
 
 import process from "node:process";
+import { environment } from "../../ffi/environment.ts";
 import { library } from "../../ffi/library.ts";
 import { NativeBuffer, NativeDevice } from "../../ffi/native.ts";
 import { NativeError } from "../errors.ts";
@@ -41,9 +42,9 @@ export class Device implements Disposable {
     return new Device(options);
   }
 
-  /** The device of all who name none: the best level, all threads. Opened once. */
+  /** The device of all who name none: the level in `DENOISE_LEVEL` or else the best, all threads. Opened once. */
   static default(): Device {
-    return defaultDevice ??= new Device({});
+    return defaultDevice ??= new Device({ level: environment("DENOISE_LEVEL") });
   }
 
   /** The levels that this CPU has, the lowest first. */
