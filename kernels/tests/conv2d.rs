@@ -193,6 +193,21 @@ fn large() {
     }
 }
 
+/// Enough channels, filters and pixels for Winograd's way, in windows that the picture's edges cut.
+#[test]
+fn windows() {
+    for dtype in DTYPES {
+        let case = Case { dtype, size: (17, 13), channels: 33, filters: 70, gap: 3, ..PLAIN.clone() };
+        case.conform();
+        Case { residual: Residual::Dense, act: Activation::Silu, batch: 2, ..case.clone() }.conform();
+        Case { size: (4, 5), upsample: 3, filters: 48, residual: Residual::Strided, ..case.clone() }.conform();
+        Case { pad: [0, 2, 0, 0], filters: 32, bias: false, ..case.clone() }.conform();
+        Case { size: (8, 8), channels: 260, residual: Residual::Row, ..case.clone() }.conform();
+        Case { size: (1, 131), channels: 32, filters: 33, ..case.clone() }.conform();
+        Case { size: (131, 1), channels: 32, filters: 33, ..case.clone() }.conform();
+    }
+}
+
 #[test]
 fn nothing_to_do() {
     Case { size: (0, 3), kernel: (1, 1), pad: [0; 4], ..PLAIN.clone() }.conform();

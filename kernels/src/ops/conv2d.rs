@@ -1,7 +1,7 @@
 //! Convolution, channels last, without a full im2col: see `conv_kernel` for the loops.
 
 use super::*;
-use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Task, UNITS, Widen, block};
+use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Task, UNITS, WINDOW, Widen, block, winograd_block, winograd_bytes};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
@@ -162,6 +162,13 @@ const SLAB_BYTES: usize = 256 << 10;
 /// Sums that wait for the next range of channels.
 const SUMS_BYTES: usize = 1 << 20;
 
+/// Winograd's way pays from so many channels, filters and pixels on.
+const WINDOW_CHANNELS: usize = 32;
+const WINDOW_FILTERS: usize = 32;
+const WINDOW_PIXELS: usize = 64;
+/// Transformed input of a task.
+const WINDOWS_BYTES: usize = 512 << 10;
+
 fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let p = params(args)?;
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
@@ -176,34 +183,50 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let taps = p.kh * p.kw;
     let width = block_filters(cx.level);
     let blocks = filters.div_ceil(width);
+    let macs = out.len() as f64 * (taps * channels) as f64;
+    let windows = A::CHANNELS == 1
+        && (p.kh, p.kw, p.stride) == (3, 3, 1)
+        && channels >= WINDOW_CHANNELS
+        && filters >= WINDOW_FILTERS
+        && rows * columns >= WINDOW_PIXELS;
+
     // The range of channels that is summed at a time: as even as can be.
     let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
     let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
-    let most = (PANEL_BYTES / group_bytes).clamp(1, all_groups);
-    let ranges = all_groups.div_ceil(most);
+    let most = if windows { 128 / UNITS } else { PANEL_BYTES / group_bytes };
+    let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
     let groups = all_groups.div_ceil(ranges);
-    // The block of pixels: a strip as wide as the picture or a share of it, and as high as the caches allow.
-    let strips = columns.div_ceil(96);
+
+    // The block of pixels: a strip of the picture, as high as the caches allow.
+    let strips = columns.div_ceil(if windows { 32 } else { 96 });
     let columns_each = columns.div_ceil(strips);
-    let line = ((columns_each - 1) * p.stride + p.kw).next_multiple_of(p.stride) * groups * CELL;
-    let halo = p.kh.saturating_sub(p.stride);
-    let mut most = (SLAB_BYTES / line).saturating_sub(halo) / p.stride;
-    if ranges > 1 {
-        most = most.min(SUMS_BYTES / (columns_each * blocks * width * 4));
-    }
+    let columns_each = if windows { columns_each.next_multiple_of(WINDOW) } else { columns_each };
+    let strips = columns.div_ceil(columns_each);
+    let most = if windows {
+        let count = (WINDOWS_BYTES / (16 * groups * CELL)).min(128);
+        count.div_ceil(columns_each / WINDOW) * WINDOW
+    } else {
+        let line = ((columns_each - 1) * p.stride + p.kw).next_multiple_of(p.stride) * groups * CELL;
+        let halo = p.kh.saturating_sub(p.stride);
+        let most = (SLAB_BYTES / line).saturating_sub(halo) / p.stride;
+        let sums = if ranges > 1 { columns_each * blocks * width * 4 } else { 0 };
+        most.min(SUMS_BYTES.checked_div(sums).unwrap_or(most))
+    };
     let mut rows_each = most.clamp(1, rows);
     // Enough tasks that threads end together, but not at the price of tiny ones.
     let enough = if cx.pool.threads() == 1 { 1 } else { 4 * cx.pool.threads() };
+    let least = if windows { 128 } else { 64 };
     let tasks = |rows_each: usize| batch * strips * rows.div_ceil(rows_each);
-    while tasks(rows_each) < enough && rows_each > 1 && rows_each * columns_each > 64 {
+    while tasks(rows_each) < enough && rows_each > 1 && rows_each * columns_each > least {
         rows_each = rows_each.div_ceil(2);
     }
+    let rows_each = rows.div_ceil(rows.div_ceil(rows_each));
+    let rows_each = if windows { rows_each.next_multiple_of(WINDOW) } else { rows_each };
     let bands = rows.div_ceil(rows_each);
-    let rows_each = rows.div_ceil(bands);
     let pixel_blocks = batch * bands * strips;
     // Work of less than some 20 microseconds is not worth a second thread.
-    let macs = out.len() as f64 * (taps * channels) as f64;
-    let splits = if pixel_blocks >= enough || macs < 1e6 { 1 } else { (enough / pixel_blocks).clamp(1, blocks) };
+    let alone = macs < 1e6;
+    let splits = if pixel_blocks >= enough || alone { 1 } else { (enough / pixel_blocks).clamp(1, blocks) };
 
     let mut plan = Plan {
         x,
@@ -222,6 +245,11 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         groups,
         panel: width * taps * channels.next_multiple_of(A::CHANNELS) * A::E::SIZE,
         taps: Vec::with_capacity(taps),
+        sums: match ranges {
+            1 if windows => rows_each * columns_each * width,
+            1 => 14 * width,
+            _ => rows_each * columns_each * width * blocks.div_ceil(splits),
+        },
     };
     for ky in 0..p.kh {
         for kx in 0..p.kw {
@@ -230,26 +258,27 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         }
     }
     let slab_bytes = plan.slab_bytes();
-    let waiting = if ranges == 1 { width * 14 } else { rows_each * columns_each * blocks.div_ceil(splits) * width };
+    let bytes = if windows { winograd_bytes(&plan, width) } else { slab_bytes + plan.sums * 4 };
     let task = |index: usize, thread: usize| {
         let (split, index) = (index % splits, index / splits);
         let (strip, index) = (index % strips, index / strips);
         let (band, batch) = (index % bands, index / bands);
         let origin = (band * rows_each, strip * columns_each);
         let blocks = (split * blocks / splits, (split + 1) * blocks / splits);
-        if origin.0 >= rows || origin.1 >= columns {
-            return;
-        }
         let size = (rows_each.min(rows - origin.0), columns_each.min(columns - origin.1));
         let task = Task { batch, origin, size, blocks };
-        // The slab, then the sums.
         unsafe {
-            let slab = cx.pool.scratch(thread, slab_bytes + waiting * 4);
-            block::<A>(cx.level, &plan, &task, slab, slab.add(slab_bytes) as *mut f32);
+            let memory = cx.pool.scratch(thread, bytes);
+            if windows {
+                winograd_block::<A::E>(cx.level, &plan, &task, width, memory);
+            } else {
+                // The slab, then the sums.
+                block::<A>(cx.level, &plan, &task, memory, memory.add(slab_bytes) as *mut f32);
+            }
         }
     };
     let tasks = pixel_blocks * splits;
-    if macs < 1e6 {
+    if alone {
         cx.pool.run(1, &|_, thread| (0..tasks).for_each(|index| task(index, thread)))
     } else {
         cx.pool.run(tasks, &task)
