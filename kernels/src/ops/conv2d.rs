@@ -1,3 +1,381 @@
+//! Convolution, channels last, without a full im2col: see `conv_kernel` for the loops.
+
 use super::*;
-pub static CONV2D: Kernel = MISSING;
-pub static PACK_CONV2D: Kernel = MISSING;
+use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Task, UNITS, WINDOW, Widen, block, winograd_block, winograd_bytes};
+use crate::ensure;
+use crate::error::{Code, Error};
+use crate::schema::DType;
+use crate::simd::Element;
+use half::{bf16, f16};
+
+pub static CONV2D: Kernel = Kernel { check, run, reference };
+pub static PACK_CONV2D: Kernel = Kernel { check: check_pack, run: run_pack, reference: reference_pack };
+
+/// The largest kernel, stride and enlargement.
+const LIMIT: i32 = 256;
+/// The largest padding.
+const PAD_LIMIT: i32 = 1 << 20;
+
+/// Bytes of packed weights for O filters of C channels and so many taps, the same on every level.
+fn packed_bytes(filters: usize, channels: usize, taps: usize, size: usize) -> Option<usize> {
+    filters
+        .checked_next_multiple_of(64)?
+        .checked_mul(channels.checked_next_multiple_of(4)?)?
+        .checked_mul(taps)?
+        .checked_mul(size)
+}
+
+/// The parameters, once they are checked.
+struct Params {
+    kh: usize,
+    kw: usize,
+    stride: usize,
+    pad_top: usize,
+    pad_left: usize,
+    upsample: usize,
+    act: Activation,
+}
+
+fn params(args: &Args) -> Result<Params> {
+    for (index, name, least, most) in [
+        (0, "kh", 1, LIMIT),
+        (1, "kw", 1, LIMIT),
+        (2, "stride", 1, LIMIT),
+        (3, "pad_top", 0, PAD_LIMIT),
+        (4, "pad_left", 0, PAD_LIMIT),
+        (5, "upsample", 1, LIMIT),
+    ] {
+        let value = args.i32(index);
+        ensure!((least..=most).contains(&value), "conv2d takes {name} from {least} to {most}, got {value}");
+    }
+    let at = |index| args.i32(index) as usize;
+    let act = Activation::from_code(args.params[6]);
+    ensure!(act.is_some(), "conv2d has no activation {}", args.params[6]);
+    Ok(Params {
+        kh: at(0),
+        kw: at(1),
+        stride: at(2),
+        pad_top: at(3),
+        pad_left: at(4),
+        upsample: at(5),
+        act: act.unwrap_or(Activation::None),
+    })
+}
+
+fn check(args: &Args) -> Result<()> {
+    let p = params(args)?;
+    let (x, weight, out) = (args.view(0), args.view(1), args.out());
+    ensure!(x.rank == 4, "conv2d takes x of 4 axes, got {:?}", x.shape());
+    ensure!(out.rank == 4, "conv2d takes out of 4 axes, got {:?}", out.shape());
+    ensure!(x.dtype.is_float(), "conv2d takes x of a float type, got {:?}", x.dtype);
+    ensure!(out.dtype == x.dtype, "conv2d takes out of x's type {:?}, got {:?}", x.dtype, out.dtype);
+    ensure!(x.dims[0] == out.dims[0], "conv2d takes x and out of one batch, got {:?} and {:?}", x.shape(), out.shape());
+    ensure!(x.inner_dense() && out.inner_dense(), "conv2d takes x and out with a dense last axis");
+    let (channels, filters) = (x.dims[3], out.dims[3]);
+    let bytes = packed_bytes(filters, channels, p.kh * p.kw, x.dtype.size());
+    ensure!(
+        weight.dtype == DType::U8 && weight.is_contiguous() && Some(weight.len()) == bytes,
+        "conv2d of {channels} channels by {filters} filters of {} by {} takes a weight of {} bytes, got {:?} {:?}",
+        p.kh,
+        p.kw,
+        bytes.unwrap_or(usize::MAX),
+        weight.dtype,
+        weight.shape()
+    );
+    if let Some(bias) = args.optional(2) {
+        ensure!(
+            bias.dtype == DType::F32 && bias.shape() == [filters] && bias.is_contiguous(),
+            "conv2d takes an f32 bias of [{filters}], got {:?} {:?}",
+            bias.dtype,
+            bias.shape()
+        );
+    }
+    if let Some(residual) = args.optional(3) {
+        ensure!(
+            residual.dtype == x.dtype && residual.broadcast(out.shape()).is_some(),
+            "conv2d takes a {:?} residual that broadcasts to {:?}, got {:?} {:?}",
+            x.dtype,
+            out.shape(),
+            residual.dtype,
+            residual.shape()
+        );
+    }
+    Ok(())
+}
+
+/// The weights as the reference packs them: (O, C, kh, kw) in x's type.
+fn reference(args: &Args) -> Result<()> {
+    let p = params(args)?;
+    let (x, weight, out) = (args.view(0), args.view(1), args.out());
+    let [_, height, width, channels] = [x.dims[0], x.dims[1] * p.upsample, x.dims[2] * p.upsample, x.dims[3]];
+    let weight = View::contiguous(weight.ptr, x.dtype, &[out.dims[3], channels, p.kh, p.kw]);
+    let residual = args.optional(3).and_then(|r| r.broadcast(out.shape()));
+    for index in 0..out.len() {
+        let o = index % out.dims[3];
+        let column = index / out.dims[3] % out.dims[2];
+        let row = index / out.dims[3] / out.dims[2] % out.dims[1];
+        let batch = index / out.dims[3] / out.dims[2] / out.dims[1];
+        let mut sum = 0f64;
+        for ky in 0..p.kh {
+            for kx in 0..p.kw {
+                let y = (row * p.stride + ky).wrapping_sub(p.pad_top);
+                let at = (column * p.stride + kx).wrapping_sub(p.pad_left);
+                if y >= height || at >= width {
+                    continue;
+                }
+                let (y, at) = (y / p.upsample, at / p.upsample);
+                let pixel = batch * x.strides[0] + y * x.strides[1] + at * x.strides[2];
+                for c in 0..channels {
+                    let w = o * weight.strides[0] + c * weight.strides[1] + ky * weight.strides[2] + kx;
+                    sum += unsafe { x.get(pixel + c) as f64 * weight.get(w) as f64 };
+                }
+            }
+        }
+        let bias = args.optional(2).map_or(0.0, |bias| unsafe { bias.get(o) });
+        let mut value = activate(p.act, sum + bias as f64);
+        if let Some(residual) = &residual {
+            value += unsafe { residual.get(residual.offset(index)) } as f64;
+        }
+        unsafe { out.set(out.offset(index), value as f32) };
+    }
+    Ok(())
+}
+
+fn run(cx: &Cx, args: &Args) -> Result<()> {
+    match args.view(0).dtype {
+        DType::F32 => run_as::<Widen<f32>>(cx, args),
+        DType::F16 => run_as::<Widen<f16>>(cx, args),
+        _ if cx.level == Level::Avx512Bf16 => run_as::<Pairs>(cx, args),
+        _ => run_as::<Widen<bf16>>(cx, args),
+    }
+}
+
+/// Filters in a block: two vectors.
+fn block_filters(level: Level) -> usize {
+    if level >= Level::Avx512 { 32 } else { 16 }
+}
+
+/// Weights of one block of filters over one range of channels stay in the L2 cache while a slab is swept.
+const PANEL_BYTES: usize = 160 << 10;
+/// So does the slab.
+const SLAB_BYTES: usize = 256 << 10;
+/// Sums that wait for the next range of channels.
+const SUMS_BYTES: usize = 1 << 20;
+
+/// Winograd's way pays from so many channels, filters and pixels on.
+const WINDOW_CHANNELS: usize = 32;
+const WINDOW_FILTERS: usize = 32;
+const WINDOW_PIXELS: usize = 64;
+/// Transformed input of a task.
+const WINDOWS_BYTES: usize = 512 << 10;
+
+fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
+    let p = params(args)?;
+    let (x, weight, out) = (args.view(0), args.view(1), args.out());
+    if out.is_empty() {
+        return Ok(());
+    }
+    if !(weight.ptr as usize).is_multiple_of(A::E::SIZE) {
+        return Err(Error::new(Code::BadArgument, "conv2d takes a weight aligned to its elements"));
+    }
+    let (channels, filters) = (x.dims[3], out.dims[3]);
+    let (batch, rows, columns) = (out.dims[0], out.dims[1], out.dims[2]);
+    let taps = p.kh * p.kw;
+    let width = block_filters(cx.level);
+    let blocks = filters.div_ceil(width);
+    let macs = out.len() as f64 * (taps * channels) as f64;
+    let windows = A::CHANNELS == 1
+        && (p.kh, p.kw, p.stride) == (3, 3, 1)
+        && channels >= WINDOW_CHANNELS
+        && filters >= WINDOW_FILTERS
+        && rows * columns >= WINDOW_PIXELS;
+
+    // The range of channels that is summed at a time: as even as can be.
+    let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
+    let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
+    let most = if windows { 128 / UNITS } else { PANEL_BYTES / group_bytes };
+    let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
+    let groups = all_groups.div_ceil(ranges);
+
+    // The block of pixels: a strip of the picture, as high as the caches allow.
+    let strips = columns.div_ceil(if windows { 32 } else { 96 });
+    let columns_each = columns.div_ceil(strips);
+    let columns_each = if windows { columns_each.next_multiple_of(WINDOW) } else { columns_each };
+    let strips = columns.div_ceil(columns_each);
+    let most = if windows {
+        let count = (WINDOWS_BYTES / (16 * groups * CELL)).min(128);
+        count.div_ceil(columns_each / WINDOW) * WINDOW
+    } else {
+        let line = ((columns_each - 1) * p.stride + p.kw).next_multiple_of(p.stride) * groups * CELL;
+        let halo = p.kh.saturating_sub(p.stride);
+        let most = (SLAB_BYTES / line).saturating_sub(halo) / p.stride;
+        let sums = if ranges > 1 { columns_each * blocks * width * 4 } else { 0 };
+        most.min(SUMS_BYTES.checked_div(sums).unwrap_or(most))
+    };
+    let mut rows_each = most.clamp(1, rows);
+    // Enough tasks that threads end together, but not at the price of tiny ones.
+    let enough = if cx.pool.threads() == 1 { 1 } else { 4 * cx.pool.threads() };
+    let least = if windows { 128 } else { 64 };
+    let tasks = |rows_each: usize| batch * strips * rows.div_ceil(rows_each);
+    while tasks(rows_each) < enough && rows_each > 1 && rows_each * columns_each > least {
+        rows_each = rows_each.div_ceil(2);
+    }
+    let rows_each = rows.div_ceil(rows.div_ceil(rows_each));
+    let rows_each = if windows { rows_each.next_multiple_of(WINDOW) } else { rows_each };
+    let bands = rows.div_ceil(rows_each);
+    let pixel_blocks = batch * bands * strips;
+    // Work of less than some 20 microseconds is not worth a second thread.
+    let alone = macs < 1e6;
+    let splits = if pixel_blocks >= enough || alone { 1 } else { (enough / pixel_blocks).clamp(1, blocks) };
+
+    let mut plan = Plan {
+        x,
+        weight: weight.ptr,
+        bias: args.optional(2),
+        residual: args.optional(3).and_then(|r| r.broadcast(out.shape())),
+        out,
+        act: p.act,
+        kh: p.kh,
+        kw: p.kw,
+        stride: p.stride,
+        pad_top: p.pad_top,
+        pad_left: p.pad_left,
+        upsample: p.upsample,
+        block: (rows_each, columns_each),
+        groups,
+        panel: width * taps * channels.next_multiple_of(A::CHANNELS) * A::E::SIZE,
+        taps: Vec::with_capacity(taps),
+        sums: match ranges {
+            1 if windows => rows_each * columns_each * width,
+            1 => 14 * width,
+            _ => rows_each * columns_each * width * blocks.div_ceil(splits),
+        },
+    };
+    for ky in 0..p.kh {
+        for kx in 0..p.kw {
+            let column = kx % p.stride * plan.phase_columns() + kx / p.stride;
+            plan.taps.push((ky * groups * plan.columns() + column) * CELL);
+        }
+    }
+    let slab_bytes = plan.slab_bytes();
+    let bytes = if windows { winograd_bytes(&plan, width) } else { slab_bytes + plan.sums * 4 };
+    let task = |index: usize, thread: usize| {
+        let (split, index) = (index % splits, index / splits);
+        let (strip, index) = (index % strips, index / strips);
+        let (band, batch) = (index % bands, index / bands);
+        let origin = (band * rows_each, strip * columns_each);
+        let blocks = (split * blocks / splits, (split + 1) * blocks / splits);
+        let size = (rows_each.min(rows - origin.0), columns_each.min(columns - origin.1));
+        let task = Task { batch, origin, size, blocks };
+        unsafe {
+            let memory = cx.pool.scratch(thread, bytes);
+            if windows {
+                winograd_block::<A::E>(cx.level, &plan, &task, width, memory);
+            } else {
+                // The slab, then the sums.
+                block::<A>(cx.level, &plan, &task, memory, memory.add(slab_bytes) as *mut f32);
+            }
+        }
+    };
+    let tasks = pixel_blocks * splits;
+    if alone {
+        cx.pool.run(1, &|_, thread| (0..tasks).for_each(|index| task(index, thread)))
+    } else {
+        cx.pool.run(tasks, &task)
+    }
+}
+
+fn check_pack(args: &Args) -> Result<()> {
+    let (weight, out) = (args.view(0), args.out());
+    let dtype = DType::from_code(args.params[0]).filter(|dtype| dtype.is_float());
+    ensure!(dtype.is_some(), "pack_conv2d takes the code of a float type, got {}", args.params[0]);
+    ensure!(weight.rank == 4, "pack_conv2d takes a weight of 4 axes, got {:?}", weight.shape());
+    ensure!(weight.dtype.is_float(), "pack_conv2d takes a weight of a float type, got {:?}", weight.dtype);
+    let [filters, channels, kh, kw] = [0, 1, 2, 3].map(|axis| weight.dims[axis]);
+    let bytes =
+        kh.checked_mul(kw).zip(dtype).and_then(|(taps, dtype)| packed_bytes(filters, channels, taps, dtype.size()));
+    ensure!(
+        out.dtype == DType::U8 && out.is_contiguous() && Some(out.len()) == bytes,
+        "pack_conv2d of {:?} takes an out of {} bytes, got {:?} {:?}",
+        weight.shape(),
+        bytes.unwrap_or(usize::MAX),
+        out.dtype,
+        out.shape()
+    );
+    Ok(())
+}
+
+fn reference_pack(args: &Args) -> Result<()> {
+    let (weight, out) = (args.view(0), args.out());
+    let Some(dtype) = DType::from_code(args.params[0]) else { return Ok(()) };
+    unsafe { std::ptr::write_bytes(out.ptr, 0, out.len()) };
+    let to = View::contiguous(out.ptr, dtype, weight.shape());
+    for index in 0..weight.len() {
+        unsafe { to.set(index, weight.get(weight.offset(index))) };
+    }
+    Ok(())
+}
+
+fn run_pack(cx: &Cx, args: &Args) -> Result<()> {
+    match args.view(0).dtype {
+        DType::F32 => pack_from::<f32>(cx, args),
+        DType::F16 => pack_from::<f16>(cx, args),
+        _ => pack_from::<bf16>(cx, args),
+    }
+}
+
+fn pack_from<F: Element>(cx: &Cx, args: &Args) -> Result<()> {
+    match DType::from_code(args.params[0]) {
+        Some(DType::F32) => pack::<F, Widen<f32>>(cx, args),
+        Some(DType::F16) => pack::<F, Widen<f16>>(cx, args),
+        _ if cx.level == Level::Avx512Bf16 => pack::<F, Pairs>(cx, args),
+        _ => pack::<F, Widen<bf16>>(cx, args),
+    }
+}
+
+/// Weights as `Plan` wants them; a last block of few filters is one vector wide.
+fn pack<F: Element, A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
+    let (weight, out) = (args.view(0), args.out());
+    let [filters, channels, kh, kw] = [0, 1, 2, 3].map(|axis| weight.dims[axis]);
+    if out.is_empty() {
+        return Ok(());
+    }
+    if !(out.ptr as usize).is_multiple_of(A::E::SIZE) {
+        return Err(Error::new(Code::BadArgument, "pack_conv2d takes an out aligned to its elements"));
+    }
+    let width = block_filters(cx.level);
+    let blocks = filters.div_ceil(width);
+    let panel = width * kh * kw * channels.next_multiple_of(A::CHANNELS);
+    let pack_block = |b: usize| unsafe {
+        let mut to = out.at::<A::E>(b * panel);
+        let lanes = if filters - b * width > width / 2 { width } else { width / 2 };
+        let zeros = |to: *mut A::E, end: *mut A::E| std::ptr::write_bytes(to, 0, end.offset_from(to) as usize);
+        for first in (0..channels).step_by(UNITS * A::CHANNELS) {
+            let last = (first + UNITS * A::CHANNELS).min(channels);
+            for tap in 0..kh * kw {
+                let at = tap / kw * weight.strides[2] + tap % kw * weight.strides[3];
+                for unit in (first..last).step_by(A::CHANNELS) {
+                    for filter in b * width..b * width + lanes {
+                        for channel in unit..unit + A::CHANNELS {
+                            *to = if filter < filters && channel < channels {
+                                let at = at + filter * weight.strides[0] + channel * weight.strides[1];
+                                <A::E as Element>::from((*weight.at::<F>(at)).get())
+                            } else {
+                                <A::E as Element>::from(0.0)
+                            };
+                            to = to.add(1);
+                        }
+                    }
+                }
+            }
+        }
+        // What no level reads, so that a packed weight is the same whenever it is made.
+        let end = if b + 1 == blocks { out.len() / A::E::SIZE } else { (b + 1) * panel };
+        zeros(to, out.at::<A::E>(end));
+    };
+    if out.len() < 1 << 16 {
+        cx.pool.run(1, &|_, _| (0..blocks).for_each(pack_block))
+    } else {
+        cx.pool.run(blocks, &|b, _| pack_block(b))
+    }
+}

@@ -1,0 +1,683 @@
+//! The inner loops of convolution: input windows copied into a slab, and register tiles of pixels by filters over it.
+//!
+//! A slab is the part of the input that one block of output pixels sees, for a range of channels, with zeros where it
+//! reaches beyond the input. Its cell is one pixel's group of 16 units, a unit being a channel in f32 or a pair of
+//! channels in bf16: 64 bytes, one cache line. Cells lie as (row, group, phase, column), the columns of equal index
+//! modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
+//! tile's loop needs no strides, no borders and no dtypes.
+//!
+//! Kernels of 3 by 3 at stride 1 can go by Winograd's F(2x2, 3x3) instead: 4 by 4 windows of the slab and the weights
+//! are transformed so that 16 products give the 4 pixels that take 36 directly. In f32 it is about as exact.
+
+use crate::activation::act;
+use crate::dispatch;
+use crate::level::Level;
+use crate::schema::Activation;
+use crate::simd::{Element, Simd};
+use crate::view::View;
+use half::bf16;
+use std::marker::PhantomData;
+
+/// Units in a cell.
+pub const UNITS: usize = 16;
+/// Bytes of a cell.
+pub const CELL: usize = 64;
+
+/// How values are multiplied: what a unit and its weights are.
+#[allow(clippy::missing_safety_doc)]
+pub trait Arith: Copy + Send + Sync + 'static {
+    /// The storage of activations and weights.
+    type E: Element;
+    /// Channels in a unit.
+    const CHANNELS: usize;
+    /// Fills a cell from `n` adjacent channels, at least one; nothing beyond them is read.
+    unsafe fn fill<S: Simd>(cell: *mut f32, x: *const Self::E, n: usize);
+    /// One unit's weights of a vector of filters.
+    unsafe fn weights<S: Simd>(w: *const Self::E) -> S::V;
+    /// sum + unit * weights.
+    unsafe fn madd<S: Simd>(sum: S::V, unit: S::V, weights: S::V) -> S::V;
+}
+
+/// Values widened to f32: input while it is copied into the slab, weights while they are read.
+#[derive(Clone, Copy)]
+pub struct Widen<E>(PhantomData<E>);
+
+impl<E: Element> Arith for Widen<E> {
+    type E = E;
+    const CHANNELS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn fill<S: Simd>(cell: *mut f32, x: *const E, n: usize) {
+        unsafe {
+            let mut i = 0;
+            while i < UNITS {
+                let v = if i + S::LANES <= n {
+                    E::load::<S>(x.add(i))
+                } else if i < n {
+                    E::load_n::<S>(x.add(i), n - i)
+                } else {
+                    S::splat(0.0)
+                };
+                S::store(cell.add(i), v);
+                i += S::LANES;
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(w: *const E) -> S::V {
+        unsafe { E::load::<S>(w) }
+    }
+    #[inline(always)]
+    unsafe fn madd<S: Simd>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+        unsafe { S::fma(unit, weights, sum) }
+    }
+}
+
+/// Pairs of bf16 for levels that have their dot product.
+#[derive(Clone, Copy)]
+pub struct Pairs;
+
+impl Arith for Pairs {
+    type E = bf16;
+    const CHANNELS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn fill<S: Simd>(cell: *mut f32, x: *const bf16, n: usize) {
+        unsafe {
+            if n >= 2 * UNITS {
+                std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, CELL);
+            } else {
+                std::ptr::write_bytes(cell as *mut u8, 0, CELL);
+                std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, 2 * n);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(w: *const bf16) -> S::V {
+        unsafe { S::load(w as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn madd<S: Simd>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+        unsafe { S::dot_bf16(sum, unit, weights) }
+    }
+}
+
+/// What all tasks of one convolution share.
+pub struct Plan {
+    pub x: View,
+    /// The packed weights: blocks of filters, each (group, tap, unit, filter of the block).
+    pub weight: *const u8,
+    pub bias: Option<View>,
+    /// Broadcast to out's shape.
+    pub residual: Option<View>,
+    pub out: View,
+    pub act: Activation,
+    pub kh: usize,
+    pub kw: usize,
+    pub stride: usize,
+    pub pad_top: usize,
+    pub pad_left: usize,
+    pub upsample: usize,
+    /// Output rows and columns of a block of pixels.
+    pub block: (usize, usize),
+    /// Groups of channels that a slab holds at a time.
+    pub groups: usize,
+    /// Bytes from one block of filters to the next.
+    pub panel: usize,
+    /// Where each tap's cells begin in the slab, in bytes.
+    pub taps: Vec<usize>,
+    /// Floats that hold the sums of one task between ranges of channels.
+    pub sums: usize,
+}
+
+unsafe impl Send for Plan {}
+unsafe impl Sync for Plan {}
+
+impl Plan {
+    /// Rows of cells in a slab.
+    pub fn slab_rows(&self) -> usize {
+        (self.block.0 - 1) * self.stride + self.kh
+    }
+    /// Columns of one phase of a slab.
+    pub fn phase_columns(&self) -> usize {
+        ((self.block.1 - 1) * self.stride + self.kw).div_ceil(self.stride)
+    }
+    /// Cells of one group of one row of a slab.
+    pub fn columns(&self) -> usize {
+        self.phase_columns() * self.stride
+    }
+    /// Bytes of a slab.
+    pub fn slab_bytes(&self) -> usize {
+        self.slab_rows() * self.groups * self.columns() * CELL
+    }
+}
+
+/// The part of the result that one task computes.
+#[derive(Clone, Copy)]
+pub struct Task {
+    pub batch: usize,
+    /// The first output row and column.
+    pub origin: (usize, usize),
+    /// Output rows and columns.
+    pub size: (usize, usize),
+    /// The blocks of filters.
+    pub blocks: (usize, usize),
+}
+
+/// The most pixels of a tile that is `vectors` wide: sums, weights and one unit must fit the registers.
+pub const fn tile_pixels<S: Simd>(vectors: usize) -> usize {
+    match (S::REGISTERS, vectors) {
+        (32, _) => 14,
+        (16, 2) => 6,
+        (16, _) => 12,
+        (_, 2) => 2,
+        _ => 4,
+    }
+}
+
+/// Copies the input that a task sees, `channels` of them from `channel` on, into the slab.
+#[inline(always)]
+unsafe fn fill_slab<S: Simd, A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) {
+    unsafe {
+        let x = &plan.x;
+        let (height, width) = (x.dims[1] * plan.upsample, x.dims[2] * plan.upsample);
+        let rows = (task.size.0 - 1) * plan.stride + plan.kh;
+        let columns = (task.size.1 - 1) * plan.stride + plan.kw;
+        let group_step = plan.columns() * CELL;
+        let per_group = UNITS * A::CHANNELS;
+        let groups = channels.div_ceil(per_group);
+        for row in 0..rows {
+            // Wraps to a huge value above the input.
+            let y = (task.origin.0 * plan.stride + row).wrapping_sub(plan.pad_top);
+            let row_cells = slab.add(row * plan.groups * group_step);
+            if y >= height {
+                std::ptr::write_bytes(row_cells, 0, groups * group_step);
+                continue;
+            }
+            let line = task.batch * x.strides[0] + y / plan.upsample * x.strides[1] + channel;
+            let mut phase = 0;
+            let mut column_cells = row_cells;
+            for column in 0..columns {
+                let at = (task.origin.1 * plan.stride + column).wrapping_sub(plan.pad_left);
+                let mut cell = column_cells;
+                if at >= width {
+                    for _ in 0..groups {
+                        std::ptr::write_bytes(cell, 0, CELL);
+                        cell = cell.add(group_step);
+                    }
+                } else {
+                    let column = if plan.upsample == 1 { at } else { at / plan.upsample };
+                    let mut from = x.at::<A::E>(line + column * x.strides[2]);
+                    let mut left = channels;
+                    for _ in 0..groups {
+                        A::fill::<S>(cell as *mut f32, from, left.min(per_group));
+                        cell = cell.add(group_step);
+                        from = from.wrapping_add(per_group);
+                        left = left.saturating_sub(per_group);
+                    }
+                }
+                // The next phase, or the next column of the first.
+                phase += 1;
+                column_cells = column_cells.wrapping_add(plan.phase_columns() * CELL);
+                if phase == plan.stride {
+                    phase = 0;
+                    column_cells = column_cells.wrapping_sub(group_step).wrapping_add(CELL);
+                }
+            }
+        }
+    }
+}
+
+/// What one call of `tile` sums over.
+#[derive(Clone, Copy)]
+struct Sum<'a> {
+    /// Bytes from one group of the slab to the next.
+    group_step: usize,
+    taps: &'a [usize],
+    /// All units of all groups.
+    units: usize,
+    /// Whether to start from zero, not from `sums`.
+    first: bool,
+}
+
+/// Sums for `M` neighbouring pixels and `V` vectors of filters, in registers.
+// Plain counted loops are what the compiler keeps in registers.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn tile<S: Simd, A: Arith, const M: usize, const V: usize>(
+    sum: &Sum,
+    x: *const u8,
+    mut w: *const A::E,
+    sums: *mut f32, // (M, V)
+) {
+    unsafe {
+        let mut s = [[S::splat(0.0); V]; M];
+        if !sum.first {
+            for m in 0..M {
+                for v in 0..V {
+                    s[m][v] = S::load(sums.add((m * V + v) * S::LANES));
+                }
+            }
+        }
+        let mut left = sum.units;
+        let mut group = x;
+        while left > 0 {
+            let units = left.min(UNITS);
+            for &tap in sum.taps {
+                let mut cell = group.add(tap) as *const f32;
+                for _ in 0..units {
+                    let mut weights = [S::splat(0.0); V];
+                    for v in 0..V {
+                        weights[v] = A::weights::<S>(w.add(v * S::LANES * A::CHANNELS));
+                    }
+                    for m in 0..M {
+                        let unit = S::splat(*cell.add(m * (CELL / 4)));
+                        for v in 0..V {
+                            s[m][v] = A::madd::<S>(s[m][v], unit, weights[v]);
+                        }
+                    }
+                    w = w.add(V * S::LANES * A::CHANNELS);
+                    cell = cell.add(1);
+                }
+            }
+            left -= units;
+            group = group.wrapping_add(sum.group_step);
+        }
+        for m in 0..M {
+            for v in 0..V {
+                S::store(sums.add((m * V + v) * S::LANES), s[m][v]);
+            }
+        }
+    }
+}
+
+/// `tile` for a number of pixels and vectors that only the run knows.
+#[inline(always)]
+unsafe fn any_tile<S: Simd, A: Arith>(
+    m: usize,
+    vectors: usize,
+    sum: &Sum,
+    x: *const u8,
+    w: *const A::E,
+    sums: *mut f32,
+) {
+    macro_rules! arms {
+        ($($m:literal)*) => {
+            match (m, vectors) {
+                $(
+                    ($m, 2) if $m <= tile_pixels::<S>(2) => tile::<S, A, $m, 2>(sum, x, w, sums),
+                    ($m, 1) if $m <= tile_pixels::<S>(1) => tile::<S, A, $m, 1>(sum, x, w, sums),
+                )*
+                _ => unreachable!("a tile of {m} pixels by {vectors} vectors"),
+            }
+        };
+    }
+    unsafe { arms!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+}
+
+/// Bias, activation, residual, and the result of a tile: `m` pixels from (row, column) on, filters from `filter` on.
+#[inline(always)]
+unsafe fn finish<S: Simd, A: Arith>(
+    plan: &Plan,
+    at: (usize, usize, usize), // batch, row, column
+    m: usize,
+    filter: usize,
+    vectors: usize,
+    sums: *const f32, // (M, V)
+) {
+    unsafe {
+        let (batch, row, column) = at;
+        let (out, filters) = (&plan.out, plan.out.dims[3]);
+        let start = |view: &View| batch * view.strides[0] + row * view.strides[1] + column * view.strides[2];
+        for v in 0..vectors {
+            let filter = filter + v * S::LANES;
+            if filter >= filters {
+                break;
+            }
+            let n = (filters - filter).min(S::LANES);
+            let bias = match &plan.bias {
+                Some(bias) if n == S::LANES => S::load(bias.at(filter)),
+                Some(bias) => S::load_n(bias.at(filter), n),
+                None => S::splat(0.0),
+            };
+            for p in 0..m {
+                let y = S::add(S::load(sums.add((p * vectors + v) * S::LANES)), bias);
+                let mut y = act::<S>(plan.act, y);
+                if let Some(residual) = &plan.residual {
+                    let step = residual.strides[3];
+                    let from = start(residual) + p * residual.strides[2] + filter * step;
+                    let from = residual.at::<A::E>(from);
+                    let r = match step {
+                        0 => S::splat((*from).get()),
+                        1 if n == S::LANES => A::E::load::<S>(from),
+                        1 => A::E::load_n::<S>(from, n),
+                        _ => {
+                            let mut lanes = [0f32; 16];
+                            for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+                                *lane = (*from.add(i * step)).get();
+                            }
+                            S::load(lanes.as_ptr())
+                        }
+                    };
+                    y = S::add(r, y);
+                }
+                let to = out.at::<A::E>(start(out) + p * out.strides[2] + filter);
+                if n == S::LANES {
+                    A::E::store::<S>(to, y);
+                } else {
+                    A::E::store_n::<S>(to, y, n);
+                }
+            }
+        }
+    }
+}
+
+/// One task: the slab is filled for a range of channels at a time, and swept by every block of filters. Sums wait in
+/// `sums` between ranges.
+#[inline(always)]
+unsafe fn block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32) {
+    unsafe {
+        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let width = 2 * S::LANES;
+        let range = plan.groups * UNITS * A::CHANNELS;
+        let ranges = channels.div_ceil(range).max(1);
+        let pixels = task.size.0 * task.size.1;
+        let group_step = plan.columns() * CELL;
+        for r in 0..ranges {
+            let channel = r * range;
+            let channels = (channels - channel).min(range);
+            fill_slab::<S, A>(plan, task, channel, channels, slab);
+            let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(A::CHANNELS), first: r == 0 };
+            for b in task.blocks.0..task.blocks.1 {
+                let filter = b * width;
+                let vectors = if filters - filter > S::LANES { 2 } else { 1 };
+                let w = plan.weight.add(b * plan.panel) as *const A::E;
+                let w = w.add(channel.next_multiple_of(A::CHANNELS) * plan.taps.len() * vectors * S::LANES);
+                // As even as can be, so that no tile is too small to hide the latency of its sums.
+                let tiles = task.size.1.div_ceil(tile_pixels::<S>(vectors));
+                let (least, longer) = (task.size.1 / tiles, task.size.1 % tiles);
+                for row in 0..task.size.0 {
+                    let line = slab.add(row * plan.stride * plan.groups * group_step);
+                    let mut column = 0;
+                    for t in 0..tiles {
+                        let m = least + usize::from(t < longer);
+                        let sums = if ranges == 1 {
+                            sums
+                        } else {
+                            let index = (b - task.blocks.0) * pixels + row * task.size.1 + column;
+                            sums.add(index * width)
+                        };
+                        any_tile::<S, A>(m, vectors, &sum, line.add(column * CELL), w, sums);
+                        if r + 1 == ranges {
+                            let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
+                            finish::<S, A>(plan, at, m, filter, vectors, sums);
+                        }
+                        column += m;
+                    }
+                }
+            }
+        }
+    }
+}
+dispatch!(pub fn block<A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32) => block_on);
+
+/// Pixels along the side of a window that Winograd's transform gives, and of one that it takes.
+pub const WINDOW: usize = 2;
+const WINDOW_IN: usize = 4;
+/// Products of a window.
+const PRODUCTS: usize = WINDOW_IN * WINDOW_IN;
+
+/// The working memory of Winograd's way: offsets in floats, each part a multiple of a cache line.
+struct Windows {
+    /// Windows in a task's widest row, and in all.
+    columns: usize,
+    count: usize,
+    /// Floats between the products of transformed inputs (group, window), weights (channel, filter) and results
+    /// (window, filter), and between groups of the first. Not powers of two, so that the 16 products of one window lie
+    /// in different sets of the cache.
+    input_step: usize,
+    group_step: usize,
+    weight_step: usize,
+    result_step: usize,
+}
+
+impl Windows {
+    fn new(size: (usize, usize), groups: usize, width: usize) -> Self {
+        let columns = size.1.div_ceil(WINDOW);
+        let count = size.0.div_ceil(WINDOW) * columns;
+        let group_step = (count | 1) * UNITS;
+        Self {
+            columns,
+            count,
+            group_step,
+            input_step: groups * group_step + UNITS,
+            weight_step: groups * UNITS * width + 2 * UNITS,
+            result_step: count * width + 2 * UNITS,
+        }
+    }
+}
+
+/// Bytes of working memory of one task by Winograd's way, when blocks of filters are `width` wide.
+pub fn winograd_bytes(plan: &Plan, width: usize) -> usize {
+    let w = Windows::new(plan.block, plan.groups, width);
+    plan.slab_bytes() + (PRODUCTS * (w.input_step + w.weight_step + w.result_step) + plan.sums) * 4
+}
+
+/// One task by Winograd's way. Ranges of channels add up as pixels, since the transforms are linear.
+///
+/// # Safety
+/// As `block`; `memory` holds `winograd_bytes`, and the kernel is 3 by 3 at stride 1.
+pub unsafe fn winograd_block<E: Element>(level: Level, plan: &Plan, task: &Task, width: usize, memory: *mut u8) {
+    unsafe {
+        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let all = Windows::new(plan.block, plan.groups, width);
+        let slab = memory;
+        let inputs = memory.add(plan.slab_bytes()) as *mut f32;
+        let weights = inputs.add(PRODUCTS * all.input_step);
+        let results = weights.add(PRODUCTS * all.weight_step);
+        let sums = results.add(PRODUCTS * all.result_step);
+        let w = Windows::new(task.size, plan.groups, width);
+        // Whole windows, also where the picture ends within one.
+        let size = [task.size.0, task.size.1].map(|n| n.next_multiple_of(WINDOW));
+        let windows = Task { size: (size[0], size[1]), ..*task };
+        let range = plan.groups * UNITS;
+        let ranges = channels.div_ceil(range);
+        for r in 0..ranges {
+            let channel = r * range;
+            let channels = (channels - channel).min(range);
+            fill::<Widen<E>>(level, plan, &windows, channel, channels, slab);
+            transform_input(level, plan, &windows, &w, channels, slab, inputs);
+            for b in task.blocks.0..task.blocks.1 {
+                let lanes = if filters - b * width > width / 2 { width } else { width / 2 };
+                let packed = plan.weight.add(b * plan.panel) as *const E;
+                let packed = packed.add(channel * plan.taps.len() * lanes);
+                transform_weights::<E>(level, &w, channels, lanes, packed, weights);
+                multiply(level, &w, channels, lanes, inputs, weights, results);
+                let index = if ranges == 1 { 0 } else { b - task.blocks.0 };
+                let sums = sums.add(index * size[0] * size[1] * width);
+                let last = r + 1 == ranges;
+                finish_windows::<E>(level, plan, task, &w, (b * width, lanes), (r == 0, last), results, sums);
+            }
+        }
+    }
+}
+dispatch!(fn fill<A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) => fill_slab);
+
+/// B^T d B of every window d (4, 4) of the slab.
+#[inline(always)]
+unsafe fn transform_input_on<S: Simd>(
+    plan: &Plan,
+    task: &Task,
+    w: &Windows,
+    channels: usize,
+    slab: *const u8,
+    inputs: *mut f32,
+) {
+    unsafe {
+        let columns = plan.columns();
+        for group in 0..channels.div_ceil(UNITS) {
+            for y in 0..task.size.0 / WINDOW {
+                for x in 0..w.columns {
+                    let cell = ((y * WINDOW * plan.groups + group) * columns + x * WINDOW) * UNITS;
+                    let from = (slab as *const f32).add(cell);
+                    let to = inputs.add(group * w.group_step + (y * w.columns + x) * UNITS);
+                    for lane in (0..UNITS).step_by(S::LANES) {
+                        let mut d = [[S::splat(0.0); 4]; 4];
+                        for i in 0..4 {
+                            let row = from.add(i * plan.groups * columns * UNITS + lane);
+                            let [a, b, c, e] = [0, 1, 2, 3].map(|j| row.add(j * UNITS));
+                            d[i] = input_row::<S>(S::load(a), S::load(b), S::load(c), S::load(e));
+                        }
+                        for j in 0..4 {
+                            let t = input_row::<S>(d[0][j], d[1][j], d[2][j], d[3][j]);
+                            for i in 0..4 {
+                                S::store(to.add((i * 4 + j) * w.input_step + lane), t[i]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+dispatch!(fn transform_input(
+    plan: &Plan, task: &Task, w: &Windows, channels: usize, slab: *const u8, inputs: *mut f32
+) => transform_input_on);
+
+#[inline(always)]
+unsafe fn input_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 4] {
+    unsafe { [S::sub(a, c), S::add(b, c), S::sub(c, b), S::sub(b, d)] }
+}
+
+/// G g G^T of the weights g (3, 3) of every channel and filter.
+#[inline(always)]
+unsafe fn transform_weights_on<S: Simd, E: Element>(
+    w: &Windows,
+    channels: usize,
+    lanes: usize,
+    packed: *const E,  // (group, tap, unit, filter)
+    weights: *mut f32, // (product, channel, filter)
+) {
+    unsafe {
+        for first in (0..channels).step_by(UNITS) {
+            let units = (channels - first).min(UNITS);
+            for unit in 0..units {
+                for lane in (0..lanes).step_by(S::LANES) {
+                    let from = packed.add((first * 9 + unit) * lanes + lane);
+                    let mut g = [[S::splat(0.0); 4]; 3];
+                    for i in 0..3 {
+                        let [a, b, c] = [0, 1, 2].map(|j| from.add((i * 3 + j) * units * lanes));
+                        g[i] = weight_row::<S>(E::load::<S>(a), E::load::<S>(b), E::load::<S>(c));
+                    }
+                    let to = weights.add((first + unit) * lanes + lane);
+                    for j in 0..4 {
+                        let t = weight_row::<S>(g[0][j], g[1][j], g[2][j]);
+                        for i in 0..4 {
+                            S::store(to.add((i * 4 + j) * w.weight_step), t[i]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+dispatch!(fn transform_weights<E: Element>(
+    w: &Windows, channels: usize, lanes: usize, packed: *const E, weights: *mut f32
+) => transform_weights_on);
+
+#[inline(always)]
+unsafe fn weight_row<S: Simd>(a: S::V, b: S::V, c: S::V) -> [S::V; 4] {
+    unsafe {
+        let half = S::splat(0.5);
+        let outer = S::mul(half, S::add(a, c));
+        let inner = S::mul(half, b);
+        [a, S::add(outer, inner), S::sub(outer, inner), c]
+    }
+}
+
+/// The 16 matrix products: windows by filters, over channels.
+#[inline(always)]
+unsafe fn multiply_on<S: Simd>(
+    w: &Windows,
+    channels: usize,
+    lanes: usize,
+    inputs: *const f32,
+    weights: *const f32,
+    results: *mut f32,
+) {
+    unsafe {
+        let vectors = lanes / S::LANES;
+        let sum = Sum { group_step: w.group_step * 4, taps: &[0], units: channels, first: true };
+        let tiles = w.count.div_ceil(tile_pixels::<S>(vectors));
+        let (least, longer) = (w.count / tiles, w.count % tiles);
+        for product in 0..PRODUCTS {
+            let inputs = inputs.add(product * w.input_step);
+            let weights = weights.add(product * w.weight_step);
+            let results = results.add(product * w.result_step);
+            let mut window = 0;
+            for t in 0..tiles {
+                let m = least + usize::from(t < longer);
+                let x = inputs.add(window * UNITS) as *const u8;
+                any_tile::<S, Widen<f32>>(m, vectors, &sum, x, weights, results.add(window * lanes));
+                window += m;
+            }
+        }
+    }
+}
+dispatch!(fn multiply(
+    w: &Windows, channels: usize, lanes: usize, inputs: *const f32, weights: *const f32, results: *mut f32
+) => multiply_on);
+
+/// A^T m A of the products m (4, 4) of every window: four pixels, added to what `sums` holds. After the last range of
+/// channels, the result.
+#[inline(always)]
+unsafe fn finish_windows_on<S: Simd, E: Element>(
+    plan: &Plan,
+    task: &Task,
+    w: &Windows,
+    block: (usize, usize), // the first filter, lanes
+    range: (bool, bool),   // whether it is the first, the last
+    results: *const f32,
+    sums: *mut f32, // (row, column, filter)
+) {
+    unsafe {
+        let (filter, lanes) = block;
+        let line = w.columns * WINDOW * lanes;
+        for y in 0..w.count / w.columns {
+            for x in 0..w.columns {
+                for lane in (0..lanes).step_by(S::LANES) {
+                    let from = results.add((y * w.columns + x) * lanes + lane);
+                    let mut m = [[S::splat(0.0); 2]; 4];
+                    for i in 0..4 {
+                        let [a, b, c, d] = [0, 1, 2, 3].map(|j| from.add((i * 4 + j) * w.result_step));
+                        m[i] = result_row::<S>(S::load(a), S::load(b), S::load(c), S::load(d));
+                    }
+                    let to = sums.add(y * WINDOW * line + x * WINDOW * lanes + lane);
+                    for j in 0..2 {
+                        let t = result_row::<S>(m[0][j], m[1][j], m[2][j], m[3][j]);
+                        for i in 0..2 {
+                            let to = to.add(i * line + j * lanes);
+                            S::store(to, if range.0 { t[i] } else { S::add(S::load(to), t[i]) });
+                        }
+                    }
+                }
+            }
+            if range.1 {
+                for row in y * WINDOW..((y + 1) * WINDOW).min(task.size.0) {
+                    let at = (task.batch, task.origin.0 + row, task.origin.1);
+                    let vectors = lanes / S::LANES;
+                    finish::<S, Widen<E>>(plan, at, task.size.1, filter, vectors, sums.add(row * line));
+                }
+            }
+        }
+    }
+}
+dispatch!(fn finish_windows<E: Element>(
+    plan: &Plan, task: &Task, w: &Windows, block: (usize, usize), range: (bool, bool), results: *const f32,
+    sums: *mut f32
+) => finish_windows_on);
+
+#[inline(always)]
+unsafe fn result_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 2] {
+    unsafe { [S::add(S::add(a, b), c), S::sub(S::sub(b, c), d)] }
+}
