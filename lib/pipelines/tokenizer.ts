@@ -7,6 +7,7 @@
 // deno-lint-ignore no-import-prefix -- a module imported by URL does not see its own import map
 import type { Tokenizer as Backend } from "npm:@huggingface/tokenizers@0.2.0";
 import { ConfigError } from "../errors.ts";
+import { Charsmap } from "./charsmap.ts";
 
 /** What a text became. */
 export interface Encoding {
@@ -109,6 +110,7 @@ export class Tokenizer {
     try {
       // The library's own cleaning of spaces defaults to on where transformers' configuration says nothing.
       backend = new Implementation(definition, { clean_up_tokenization_spaces: false, ...settings });
+      if (backend.normalizer) useCharsmaps(backend.normalizer);
     } catch (cause) {
       throw broken(file, `it does not describe a tokenizer (${messageOf(cause)})`, { cause });
     }
@@ -187,6 +189,24 @@ export class Tokenizer {
     }
     if (list.length === 0) return "";
     return this.#backend.decode(list, { skip_special_tokens: options.skipSpecialTokens ?? false }).trim();
+  }
+}
+
+/** A normalizer of the library: one step, or a sequence of them. */
+interface Normalizer {
+  readonly config: { readonly type?: string; readonly precompiled_charsmap?: string | null };
+  normalize(text: string): string;
+}
+
+/** Puts SentencePiece's compiled map in the place of the library's likeness of it. */
+function useCharsmaps(normalizer: Normalizer): void {
+  const { type, precompiled_charsmap: charsmap } = normalizer.config;
+  if (type === "Precompiled" && typeof charsmap === "string") {
+    const map = new Charsmap(charsmap);
+    normalizer.normalize = (text) => map.normalize(text);
+  }
+  if ("normalizers" in normalizer && Array.isArray(normalizer.normalizers)) {
+    for (const step of normalizer.normalizers) if (step) useCharsmaps(step);
   }
 }
 
