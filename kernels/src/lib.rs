@@ -1,11 +1,13 @@
 //! The native core of denoise: CPU kernels and the program executor.
 
 pub mod activation;
+pub mod arith;
 pub mod buffer;
 pub mod conv_kernel;
 pub mod error;
 pub mod executor;
 pub mod ffi;
+pub mod gemm;
 pub mod handles;
 pub mod level;
 pub mod ops;

@@ -3,7 +3,7 @@
 //! The schema of kernels: codes, operands and parameters of every instruction.
 
 /// The schema's hash, as it stands in a program's header.
-pub const SCHEMA_HASH: [u32; 2] = [1250325786, 900002180];
+pub const SCHEMA_HASH: [u32; 2] = [4249595894, 2629444940];
 
 /// The most dimensions that an operand may have.
 pub const MAX_RANK: usize = 8;
@@ -373,7 +373,7 @@ pub const SPECS: &[Spec] = &[
             ("residual", true, Layout::Strided),
             ("out", false, Layout::Inner),
         ],
-        params: &[("n", Param::I32), ("k", Param::I32), ("act", Param::Activation), ("act_from", Param::I32)],
+        params: &[("n", Param::I32), ("k", Param::I32), ("act", Param::Activation)],
     },
     Spec {
         op: Op::PackLinear,

@@ -17,6 +17,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// How many registers there are, for choosing tile sizes.
     const REGISTERS: usize;
 
+    /// Asks for a cache line that will be read soon; any address will do.
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        let _ = p;
+    }
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     /// The first `n` lanes, zero beyond; nothing beyond them is read.
@@ -325,6 +330,10 @@ mod x86 {
         const REGISTERS: usize = 16;
 
         #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
+        }
+        #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
             unsafe { _mm256_set1_ps(x) }
         }
@@ -459,6 +468,10 @@ mod x86 {
                 const LANES: usize = 16;
                 const REGISTERS: usize = 32;
 
+                #[inline(always)]
+                unsafe fn prefetch(p: *const u8) {
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
+                }
                 #[inline(always)]
                 unsafe fn splat(x: f32) -> __m512 {
                     unsafe { _mm512_set1_ps(x) }

@@ -91,7 +91,7 @@ export const KERNELS = {
   softmax: { code: 5, operands: { x: inner, out: inner }, params: {} },
   /**
    * out = residual + gate * act(x W^T + bias). x (..., K), weight packed from (N, K), bias f32 (N), gate and residual
-   * broadcast to out (..., N). The activation is applied to columns from `actFrom` on.
+   * broadcast to out (..., N).
    */
   linear: {
     code: 6,
@@ -103,7 +103,7 @@ export const KERNELS = {
       residual: optional("strided"),
       out: inner,
     },
-    params: { n: "i32", k: "i32", act: "activation", actFrom: "i32" },
+    params: { n: "i32", k: "i32", act: "activation" },
   },
   /** Rearranges rows (N, K) of any float dtype into the level's layout for x of dtype code `dtype`. */
   pack_linear: { code: 7, operands: { weight: inner, out: dense }, params: { dtype: "i32" } },

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::level::Level;
 use crate::pool::Pool;
 use crate::schema::{Activation, Op};
-use crate::view::View;
+use crate::view::{MAX_RANK, View};
 
 pub mod attention;
 pub mod conv2d;
