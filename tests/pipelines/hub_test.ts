@@ -612,6 +612,45 @@ Deno.test("calls at the same time download everything once", async () => {
   });
 });
 
+Deno.test("processes at the same time download everything once, and go on from one that was killed", async () => {
+  await withHub(async (hub, { endpoint, cache }) => {
+    const module = new URL("../../lib/pipelines/hub.ts", import.meta.url);
+    const start = () =>
+      new Deno.Command(Deno.execPath(), {
+        args: [
+          "eval",
+          "--quiet",
+          `import { resolveModel } from "${module}";
+          console.log(await resolveModel("org/name", ${
+            JSON.stringify({ endpoint, cache, components: ["transformer"] })
+          }));`,
+        ],
+        stdout: "piped",
+      }).spawn();
+
+    hub.intercept = (path, request) =>
+      path === SHARD && request.method === "GET" ? partOf(hub, path, { end: 120_000, request, hang: true }) : undefined;
+    const killed = start();
+    const part = `${cache}/127.0.0.1_${new URL(hub.url).port}/org--name/${COMMIT}/${SHARD}.part`;
+    while ((await Deno.stat(part).catch(() => undefined))?.size !== 120_000) {
+      await new Promise((done) => setTimeout(done, 10));
+    }
+    killed.kill("SIGKILL");
+    await killed.output();
+
+    hub.intercept = () => undefined;
+    hub.requests.length = 0;
+    hub.headers.length = 0;
+    const outputs = await Promise.all([start(), start(), start()].map((process) => process.output()));
+    const folders = outputs.map(({ stdout }) => new TextDecoder().decode(stdout).trim());
+    strictEqual(new Set(folders).size, 1);
+    deepStrictEqual(await Deno.readFile(`${folders[0]}/${SHARD}`), TRANSFORMER_1);
+    const gets = hub.requests.filter((request) => request.startsWith("GET"));
+    deepStrictEqual(gets, [...new Set(gets)]);
+    strictEqual(hub.headers[hub.requests.indexOf(`GET ${SHARD}`)]!.get("range"), "bytes=120000-");
+  });
+});
+
 Deno.test("refresh asks what a branch is now, and keeps what did not change its commit", async () => {
   await withHub(async (hub, options) => {
     const vae = { ...options, ...only("vae") };
