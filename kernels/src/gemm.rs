@@ -235,8 +235,8 @@ unsafe fn copy_rows<S: Simd, A: Arith>(gemm: &Gemm, first: usize, rows: usize, d
 unsafe fn tile<S: Simd, A: Arith, const M: usize>(
     units: usize,
     first: bool,
-    x: *const f32,    // (M, ROW)
-    w: *const A::W,   // (units, columns)
+    x: *const f32,  // (M, ROW)
+    w: *const A::W, // (units, columns)
     sums: *mut f32, // (M, columns)
 ) {
     unsafe {

@@ -42,9 +42,7 @@ fn check(args: &Args) -> Result<()> {
         "linear takes x in even rows and a dense last axis of out"
     );
     ensure!(
-        weight.dtype == DType::U8
-            && weight.is_contiguous()
-            && Some(weight.len()) == packed_bytes(n, k, x.dtype.size()),
+        weight.dtype == DType::U8 && weight.is_contiguous() && Some(weight.len()) == packed_bytes(n, k, x.dtype.size()),
         "linear of {k} inputs and {n} outputs in {:?} takes a weight packed for it, got {:?} {:?}",
         x.dtype,
         weight.dtype,

@@ -64,10 +64,7 @@ fn reference(args: &Args) -> Result<()> {
                 let mut sum = 0f64;
                 for k in 0..a.dims[1] {
                     let (x, y) = unsafe {
-                        (
-                            a.get(row * a.strides[0] + k * a.strides[1]),
-                            b.get(k * b.strides[0] + column * b.strides[1]),
-                        )
+                        (a.get(row * a.strides[0] + k * a.strides[1]), b.get(k * b.strides[0] + column * b.strides[1]))
                     };
                     sum += x as f64 * y as f64;
                 }

@@ -121,7 +121,11 @@ impl Tensor {
             covered[at..at + size].fill(true);
         }
         for (at, (&byte, &covered)) in bytes.iter().zip(&covered).enumerate() {
-            assert!(covered || byte == FILL, "{what} wrote outside its result, at byte {}", at as isize - GUARD as isize);
+            assert!(
+                covered || byte == FILL,
+                "{what} wrote outside its result, at byte {}",
+                at as isize - GUARD as isize
+            );
         }
     }
 }
