@@ -13,6 +13,8 @@ pub mod level;
 pub mod ops;
 pub mod pool;
 pub mod program;
+pub mod rows;
 pub mod schema;
 pub mod simd;
+pub mod strided;
 pub mod view;

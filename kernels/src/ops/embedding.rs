@@ -1,4 +1,173 @@
+//! Rows of a table by ids, and the sinusoids of timesteps and positions.
+
 use super::*;
-pub static EMBEDDING: Kernel = MISSING;
-pub static TIMESTEP_EMBEDDING: Kernel = MISSING;
-pub static ROTARY_EMBEDDING: Kernel = MISSING;
+use crate::ensure;
+use crate::error::{Code, Error};
+use crate::schema::DType;
+use crate::strided::rows_per_task;
+
+pub static EMBEDDING: Kernel = Kernel { check, run, reference };
+pub static TIMESTEP_EMBEDDING: Kernel =
+    Kernel { check: check_timestep, run: |_, args| timestep(args), reference: timestep };
+pub static ROTARY_EMBEDDING: Kernel = Kernel { check: check_rotary, run: |_, args| rotary(args), reference: rotary };
+
+fn check(args: &Args) -> Result<()> {
+    let (ids, table, out) = (args.view(0), args.view(1), args.out());
+    ensure!(ids.dtype == DType::I32, "embedding takes i32 ids, got {:?}", ids.dtype);
+    ensure!(
+        table.rank == 2 && table.dtype.is_float() && out.dtype.is_float() && table.inner_dense(),
+        "embedding takes a float table of two axes, got {:?} {:?}",
+        table.dtype,
+        table.shape()
+    );
+    ensure!(
+        out.rank == ids.rank + 1
+            && out.shape()[..ids.rank] == *ids.shape()
+            && out.last() == table.dims[1]
+            && out.inner_dense(),
+        "embedding of ids {:?} from {:?} cannot give {:?}",
+        ids.shape(),
+        table.shape(),
+        out.shape()
+    );
+    Ok(())
+}
+
+/// The table's rows that the ids name, once all are known to exist.
+fn rows(ids: &View, table: &View) -> Result<()> {
+    for i in 0..ids.len() {
+        let id = unsafe { *ids.at::<i32>(ids.offset(i)) };
+        if id < 0 || id as usize >= table.dims[0] {
+            return Err(Error::new(
+                Code::BadValue,
+                format!("Id {id} at place {i} is outside a table of {} rows", table.dims[0]),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn copy_row(ids: &View, table: &View, out: &View, row: usize) {
+    let id = unsafe { *ids.at::<i32>(ids.offset(row)) } as usize;
+    let (from, to) = (id * table.strides[0], out.row_offset(row));
+    unsafe {
+        if table.dtype == out.dtype {
+            let size = out.dtype.size();
+            std::ptr::copy_nonoverlapping(table.ptr.add(from * size), out.ptr.add(to * size), size * out.last());
+        } else {
+            (0..out.last()).for_each(|i| out.set(to + i, table.get(from + i)));
+        }
+    }
+}
+
+fn reference(args: &Args) -> Result<()> {
+    let (ids, table, out) = (args.view(0), args.view(1), args.out());
+    rows(&ids, &table)?;
+    (0..ids.len()).for_each(|row| copy_row(&ids, &table, &out, row));
+    Ok(())
+}
+
+fn run(cx: &Cx, args: &Args) -> Result<()> {
+    let (ids, table, out) = (args.view(0), args.view(1), args.out());
+    rows(&ids, &table)?;
+    let (count, per_task) = (ids.len(), rows_per_task(out.last()));
+    cx.pool.run(count.div_ceil(per_task), &|task, _| {
+        (task * per_task..(task * per_task + per_task).min(count)).for_each(|row| copy_row(&ids, &table, &out, row));
+    })
+}
+
+fn check_timestep(args: &Args) -> Result<()> {
+    let (t, out) = (args.view(0), args.out());
+    ensure!(
+        t.dtype == DType::F32 && t.rank == 1 && out.dtype == DType::F32 && out.rank == 2 && out.dims[0] == t.dims[0],
+        "timestep_embedding takes f32 (B) and gives f32 (B, D), got {:?} {:?}, {:?} {:?}",
+        t.dtype,
+        t.shape(),
+        out.dtype,
+        out.shape()
+    );
+    ensure!(args.i32(0) == 0 || args.i32(0) == 1, "timestep_embedding takes flip 0 or 1, got {}", args.i32(0));
+    Ok(())
+}
+
+/// Rounded to f32 after each operation, as PyTorch computes it: a timestep of 1000 makes a difference in the last
+/// place of a frequency a hundred times as large in its sine.
+fn timestep(args: &Args) -> Result<()> {
+    let (t, out) = (args.view(0), args.out());
+    let (flip, shift, max_period, scale) = (args.i32(0) == 1, args.f32(1), args.f32(2), args.f32(3));
+    let half = out.dims[1] / 2;
+    let slope = -(max_period as f64).ln() as f32;
+    for b in 0..t.dims[0] {
+        let time = unsafe { t.get(b * t.strides[0]) };
+        let row = out.row_offset(b);
+        for i in 0..half {
+            let exponent = slope * i as f32 / (half as f32 - shift);
+            let angle = scale * (time * (exponent as f64).exp() as f32);
+            let (sine, cosine) = (angle as f64).sin_cos();
+            let (first, second) = if flip { (cosine, sine) } else { (sine, cosine) };
+            unsafe {
+                out.set(row + i * out.strides[1], first as f32);
+                out.set(row + (half + i) * out.strides[1], second as f32);
+            }
+        }
+        // An odd size ends with a zero, as in diffusers.
+        if out.dims[1] % 2 == 1 {
+            unsafe { out.set(row + 2 * half * out.strides[1], 0.0) };
+        }
+    }
+    Ok(())
+}
+
+fn sizes(args: &Args) -> [i32; 4] {
+    [1, 2, 3, 4].map(|i| args.i32(i))
+}
+
+fn check_rotary(args: &Args) -> Result<()> {
+    let (ids, out) = (args.view(0), args.out());
+    let sizes = sizes(args);
+    ensure!(
+        sizes.iter().all(|&n| (0..1 << 20).contains(&n) && n % 2 == 0),
+        "rotary_embedding takes even sizes, got {sizes:?}"
+    );
+    let axes = sizes.iter().filter(|&&n| n > 0).count();
+    let total: i32 = sizes.iter().sum();
+    ensure!(
+        ids.dtype == DType::F32 && ids.rank == 2 && ids.dims[1] == axes,
+        "rotary_embedding of {axes} axes takes f32 (S, {axes}), got {:?} {:?}",
+        ids.dtype,
+        ids.shape()
+    );
+    ensure!(
+        out.dtype == DType::F32 && out.shape() == [2, ids.dims[0], total as usize] && out.is_contiguous(),
+        "rotary_embedding gives f32 [2, {}, {total}], not {:?} {:?}",
+        ids.dims[0],
+        out.dtype,
+        out.shape()
+    );
+    Ok(())
+}
+
+/// In f64, as diffusers computes it.
+fn rotary(args: &Args) -> Result<()> {
+    let (ids, out) = (args.view(0), args.out());
+    let (tokens, width) = (out.dims[1], out.dims[2]);
+    for token in 0..tokens {
+        let mut column = 0;
+        for (axis, &size) in sizes(args).iter().filter(|&&n| n > 0).enumerate() {
+            let position = unsafe { ids.get(token * ids.strides[0] + axis * ids.strides[1]) } as f64;
+            for i in 0..size as usize / 2 {
+                let frequency = 1.0 / (args.f32(0) as f64).powf(2.0 * i as f64 / size as f64);
+                let (sine, cosine) = (position * frequency).sin_cos();
+                for twin in 0..2 {
+                    let at = token * width + column + 2 * i + twin;
+                    unsafe {
+                        out.set(at, cosine as f32);
+                        out.set(tokens * width + at, sine as f32);
+                    }
+                }
+            }
+            column += size as usize;
+        }
+    }
+    Ok(())
+}

@@ -1,3 +1,249 @@
+//! Layer norm with modulation, and RMS norm.
+
 use super::*;
-pub static LAYER_NORM: Kernel = MISSING;
-pub static RMS_NORM: Kernel = MISSING;
+use crate::dispatch;
+use crate::ensure;
+use crate::rows::{each_row, sum_of, widen};
+use crate::schema::DType;
+use crate::simd::{Element, Simd};
+use crate::strided::{load_step, store_step};
+use half::{bf16, f16};
+
+pub static LAYER_NORM: Kernel = Kernel { check, run, reference };
+pub static RMS_NORM: Kernel = Kernel { check: check_rms, run: run_rms, reference: reference_rms };
+
+/// Refuses all but x and out of one shape and float type.
+pub(super) fn check_rows(what: &str, args: &Args) -> Result<()> {
+    let (x, out) = (args.view(0), args.out());
+    ensure!(x.dtype.is_float() && x.dtype == out.dtype, "{what} takes one float type, got {:?}, {:?}", x.dtype, out.dtype);
+    ensure!(x.rank > 0 && x.shape() == out.shape(), "{what} of {:?} cannot give {:?}", x.shape(), out.shape());
+    ensure!(x.inner_dense() && out.inner_dense(), "{what} takes a dense last axis");
+    Ok(())
+}
+
+/// Refuses a vector that is not f32 of one size.
+pub(super) fn check_vector(what: &str, name: &str, vector: Option<View>, size: usize) -> Result<()> {
+    if let Some(v) = vector {
+        ensure!(
+            v.dtype == DType::F32 && v.shape() == [size] && v.is_contiguous(),
+            "{what} takes an f32 {name} of [{size}], got {:?} {:?}",
+            v.dtype,
+            v.shape()
+        );
+    }
+    Ok(())
+}
+
+fn check(args: &Args) -> Result<()> {
+    check_rows("layer_norm", args)?;
+    let x = args.view(0);
+    check_vector("layer_norm", "weight", args.optional(1), x.last())?;
+    check_vector("layer_norm", "bias", args.optional(2), x.last())?;
+    for (index, name) in [(3, "scale"), (4, "shift")] {
+        if let Some(v) = args.optional(index) {
+            ensure!(
+                v.dtype == x.dtype && v.broadcast(x.shape()).is_some(),
+                "layer_norm takes a {:?} {name} that broadcasts to {:?}, got {:?} {:?}",
+                x.dtype,
+                x.shape(),
+                v.dtype,
+                v.shape()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn modulation(args: &Args) -> [Option<View>; 2] {
+    [3, 4].map(|i| args.optional(i).and_then(|v| v.broadcast(args.out().shape())))
+}
+
+fn reference(args: &Args) -> Result<()> {
+    let (x, out) = (args.view(0), args.out());
+    let width = x.last();
+    let [scale, shift] = modulation(args);
+    for row in 0..x.rows() {
+        let from = x.row_offset(row);
+        let values: Vec<f64> = (0..width).map(|i| unsafe { x.get(from + i) } as f64).collect();
+        let mean = values.iter().sum::<f64>() / width as f64;
+        let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / width as f64;
+        let factor = 1.0 / (variance + args.f32(0) as f64).sqrt();
+        for (i, v) in values.iter().enumerate() {
+            let at = row * width + i;
+            let or = |view: Option<View>, index: usize, other: f64| {
+                view.map_or(other, |v| unsafe { v.get(v.offset(index)) } as f64)
+            };
+            let y = (v - mean) * factor * or(args.optional(1), i, 1.0) + or(args.optional(2), i, 0.0);
+            let y = y * (1.0 + or(scale, at, 0.0)) + or(shift, at, 0.0);
+            unsafe { out.set(out.offset(at), y as f32) };
+        }
+    }
+    Ok(())
+}
+
+fn run(cx: &Cx, args: &Args) -> Result<()> {
+    match args.out().dtype {
+        DType::F32 => layer_norm::<f32>(cx, args),
+        DType::BF16 => layer_norm::<bf16>(cx, args),
+        _ => layer_norm::<f16>(cx, args),
+    }
+}
+
+/// What is applied to a normalized row.
+#[derive(Clone, Copy)]
+struct Affine<E> {
+    weight: Option<*const f32>,
+    bias: Option<*const f32>,
+    /// The first element and the step.
+    scale: Option<(*const E, usize)>,
+    shift: Option<(*const E, usize)>,
+}
+
+fn layer_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
+    let (x, out) = (args.view(0), args.out());
+    let [scale, shift] = modulation(args);
+    let eps = args.f32(0);
+    each_row(cx, &x, &|row, scratch| unsafe {
+        let vector = |i: usize| args.optional(i).map(|v| v.at::<f32>(0) as *const f32);
+        let part = |v: Option<View>| v.map(|v| (v.at::<E>(v.row_offset(row)) as *const E, v.strides[v.rank - 1]));
+        let affine = Affine { weight: vector(1), bias: vector(2), scale: part(scale), shift: part(shift) };
+        let (from, to) = (x.at::<E>(x.row_offset(row)), out.at::<E>(out.row_offset(row)));
+        layer_norm_row::<E>(cx.level, from, to, x.last(), eps, affine, scratch);
+    })
+}
+
+dispatch! {
+    fn layer_norm_row<E: Element>(
+        x: *const E, out: *mut E, n: usize, eps: f32, affine: Affine<E>, scratch: *mut f32,
+    ) => layer_norm_row_at
+}
+
+#[inline(always)]
+unsafe fn layer_norm_row_at<S: Simd, E: Element>(
+    x: *const E,
+    out: *mut E,
+    n: usize,
+    eps: f32,
+    affine: Affine<E>,
+    scratch: *mut f32,
+) {
+    unsafe {
+        widen::<S, E>(x, scratch, n);
+        let mean = S::splat(sum_of::<S>(scratch, n, |v| v) / n as f32);
+        let squares = sum_of::<S>(scratch, n, |v| {
+            let d = S::sub(v, mean);
+            S::mul(d, d)
+        });
+        let factor = S::splat(1.0 / (squares / n as f32 + eps).sqrt());
+        let one = S::splat(1.0);
+        for i in (0..n).step_by(S::LANES) {
+            let count = (n - i).min(S::LANES);
+            let mut y = S::mul(S::sub(S::load(scratch.add(i)), mean), factor);
+            if let Some(weight) = affine.weight {
+                y = S::mul(y, load_step::<S, f32>(weight.add(i), 1, count));
+            }
+            if let Some(bias) = affine.bias {
+                y = S::add(y, load_step::<S, f32>(bias.add(i), 1, count));
+            }
+            if let Some((scale, step)) = affine.scale {
+                y = S::mul(y, S::add(one, load_step::<S, E>(scale.add(i * step), step, count)));
+            }
+            if let Some((shift, step)) = affine.shift {
+                y = S::add(y, load_step::<S, E>(shift.add(i * step), step, count));
+            }
+            store_step::<S, E>(out.add(i), y, 1, count);
+        }
+    }
+}
+
+fn check_rms(args: &Args) -> Result<()> {
+    check_rows("rms_norm", args)?;
+    check_vector("rms_norm", "weight", args.optional(1), args.view(0).last())
+}
+
+fn reference_rms(args: &Args) -> Result<()> {
+    let (x, out) = (args.view(0), args.out());
+    for row in 0..x.rows() {
+        let values = reference_rms_row(&x, row, args.optional(1), args.f32(0));
+        for (i, v) in values.iter().enumerate() {
+            unsafe { out.set(out.row_offset(row) + i, *v as f32) };
+        }
+    }
+    Ok(())
+}
+
+/// One row's RMS norm, plainly.
+pub(super) fn reference_rms_row(x: &View, row: usize, weight: Option<View>, eps: f32) -> Vec<f64> {
+    let width = x.last();
+    let from = x.row_offset(row);
+    let values: Vec<f64> = (0..width).map(|i| unsafe { x.get(from + i) } as f64).collect();
+    let squares = values.iter().map(|v| v * v).sum::<f64>() / width as f64;
+    let factor = 1.0 / (squares + eps as f64).sqrt();
+    let weight = |i: usize| weight.map_or(1.0, |w| unsafe { w.get(i) } as f64);
+    values.iter().enumerate().map(|(i, v)| v * factor * weight(i)).collect()
+}
+
+fn run_rms(cx: &Cx, args: &Args) -> Result<()> {
+    match args.out().dtype {
+        DType::F32 => rms_norm::<f32>(cx, args),
+        DType::BF16 => rms_norm::<bf16>(cx, args),
+        _ => rms_norm::<f16>(cx, args),
+    }
+}
+
+fn rms_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
+    let (x, out) = (args.view(0), args.out());
+    let eps = args.f32(0);
+    each_row(cx, &x, &|row, scratch| unsafe {
+        let weight = args.optional(1).map(|v| v.at::<f32>(0) as *const f32);
+        let (from, to) = (x.at::<E>(x.row_offset(row)), out.at::<E>(out.row_offset(row)));
+        rms_norm_row::<E>(cx.level, from, to, x.last(), eps, weight, scratch);
+    })
+}
+
+dispatch! {
+    fn rms_norm_row<E: Element>(
+        x: *const E, out: *mut E, n: usize, eps: f32, weight: Option<*const f32>, scratch: *mut f32,
+    ) => rms_norm_row_at
+}
+
+#[inline(always)]
+unsafe fn rms_norm_row_at<S: Simd, E: Element>(
+    x: *const E,
+    out: *mut E,
+    n: usize,
+    eps: f32,
+    weight: Option<*const f32>,
+    scratch: *mut f32,
+) {
+    unsafe {
+        widen::<S, E>(x, scratch, n);
+        let factor = rms_factor::<S>(scratch, n, eps);
+        for i in (0..n).step_by(S::LANES) {
+            let count = (n - i).min(S::LANES);
+            let y = rms_vector::<S>(scratch.add(i), factor, weight.map(|w| w.add(i)), count);
+            store_step::<S, E>(out.add(i), y, 1, count);
+        }
+    }
+}
+
+/// 1 / sqrt(mean(x^2) + eps) in every lane.
+///
+/// # Safety
+/// The CPU has the level of `S`; the row has n elements.
+#[inline(always)]
+pub(super) unsafe fn rms_factor<S: Simd>(row: *const f32, n: usize, eps: f32) -> S::V {
+    unsafe { S::splat(1.0 / (sum_of::<S>(row, n, |v| S::mul(v, v)) / n as f32 + eps).sqrt()) }
+}
+
+/// A vector of a row, normalized.
+///
+/// # Safety
+/// As `rms_factor`.
+#[inline(always)]
+pub(super) unsafe fn rms_vector<S: Simd>(x: *const f32, factor: S::V, weight: Option<*const f32>, n: usize) -> S::V {
+    unsafe {
+        let y = S::mul(S::load(x), factor);
+        weight.map_or(y, |w| S::mul(y, load_step::<S, f32>(w, 1, n)))
+    }
+}

@@ -1,0 +1,158 @@
+//! Walking several views of one shape together: axes that lie alike are merged, the last one is the inner loop.
+
+use crate::view::{MAX_RANK, View};
+
+/// The merged axes of `N` views.
+#[derive(Clone, Copy)]
+pub struct Loops<const N: usize> {
+    /// How many axes there are besides the inner one.
+    rank: usize,
+    dims: [usize; MAX_RANK],
+    strides: [[usize; MAX_RANK]; N],
+    /// The length of the inner loop.
+    pub inner: usize,
+    /// The distances of the inner loop.
+    pub steps: [usize; N],
+}
+
+impl<const N: usize> Loops<N> {
+    /// Merges the axes of views of one shape. The inner loop is cut to at most `limit` elements, so that one long row
+    /// makes several tasks.
+    pub fn new(views: &[View; N], limit: usize) -> Self {
+        let mut dims = [1; MAX_RANK + 1];
+        let mut strides = [[0; MAX_RANK + 1]; N];
+        let mut rank = 0;
+        for axis in 0..views[0].rank {
+            let size = views[0].dims[axis];
+            if size == 1 {
+                continue;
+            }
+            let merges =
+                rank > 0 && (0..N).all(|i| strides[i][rank - 1] == views[i].strides[axis].saturating_mul(size));
+            if !merges {
+                rank += 1;
+                dims[rank - 1] = 1;
+            }
+            dims[rank - 1] *= size;
+            for i in 0..N {
+                strides[i][rank - 1] = views[i].strides[axis];
+            }
+        }
+        if rank == 0 {
+            rank = 1;
+        }
+        // The largest divisor would do as well; a power of two that divides is found faster.
+        let last = rank - 1;
+        while dims[last] > limit && dims[last] % 2 == 0 && rank <= MAX_RANK {
+            let parts = dims[last] / limit.max(1);
+            let split = 1 << parts.max(2).ilog2().min(dims[last].trailing_zeros());
+            dims[rank] = dims[last] / split;
+            dims[last] = split;
+            for row in &mut strides {
+                row[rank] = row[last];
+                row[last] *= dims[rank];
+            }
+            rank += 1;
+            break;
+        }
+        let mut loops = Self {
+            rank: rank - 1,
+            dims: [1; MAX_RANK],
+            strides: [[0; MAX_RANK]; N],
+            inner: dims[rank - 1],
+            steps: std::array::from_fn(|i| strides[i][rank - 1]),
+        };
+        for axis in 0..rank - 1 {
+            loops.dims[axis] = dims[axis];
+            for i in 0..N {
+                loops.strides[i][axis] = strides[i][axis];
+            }
+        }
+        loops
+    }
+
+    /// How many times the inner loop runs.
+    pub fn rows(&self) -> usize {
+        self.dims[..self.rank].iter().product()
+    }
+
+    /// Calls `body` with the offsets of the first element of each row in a range.
+    #[inline(always)]
+    pub fn each(&self, from: usize, to: usize, mut body: impl FnMut([usize; N])) {
+        let mut index = [0; MAX_RANK];
+        let mut rest = from;
+        for axis in (0..self.rank).rev() {
+            index[axis] = rest % self.dims[axis];
+            rest /= self.dims[axis];
+        }
+        let mut offsets: [usize; N] =
+            std::array::from_fn(|i| (0..self.rank).map(|axis| index[axis] * self.strides[i][axis]).sum());
+        for _ in from..to {
+            body(offsets);
+            for axis in (0..self.rank).rev() {
+                index[axis] += 1;
+                for i in 0..N {
+                    offsets[i] += self.strides[i][axis];
+                }
+                if index[axis] < self.dims[axis] {
+                    break;
+                }
+                for i in 0..N {
+                    offsets[i] -= self.dims[axis] * self.strides[i][axis];
+                }
+                index[axis] = 0;
+            }
+        }
+    }
+}
+
+/// Elements that are worth a task of their own.
+pub const TASK: usize = 1 << 14;
+
+/// How many rows of a length make a task.
+pub fn rows_per_task(inner: usize) -> usize {
+    (TASK / inner.max(1)).max(1)
+}
+
+/// A vector of elements a step apart, which may be 0.
+///
+/// # Safety
+/// The CPU has the level of `S`; the first `n` elements can be read.
+#[inline(always)]
+pub unsafe fn load_step<S: crate::simd::Simd, E: crate::simd::Element>(p: *const E, step: usize, n: usize) -> S::V {
+    unsafe {
+        match step {
+            1 if n == S::LANES => E::load::<S>(p),
+            1 => E::load_n::<S>(p, n),
+            0 => S::splat((*p).get()),
+            _ => {
+                let mut lanes = [0f32; 16];
+                for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+                    *lane = (*p.add(i * step)).get();
+                }
+                S::load(lanes.as_ptr())
+            }
+        }
+    }
+}
+
+/// Writes a vector to elements a step apart.
+///
+/// # Safety
+/// The CPU has the level of `S`; the first `n` elements can be written.
+#[inline(always)]
+pub unsafe fn store_step<S: crate::simd::Simd, E: crate::simd::Element>(p: *mut E, v: S::V, step: usize, n: usize) {
+    unsafe {
+        match step {
+            1 if n == S::LANES => E::store::<S>(p, v),
+            1 => E::store_n::<S>(p, v, n),
+            _ => {
+                let mut lanes = [0f32; 16];
+                S::store(lanes.as_mut_ptr(), v);
+                for (i, &lane) in lanes.iter().enumerate().take(n) {
+                    *p.add(i * step) = E::from(lane);
+                }
+            }
+        }
+    }
+}
