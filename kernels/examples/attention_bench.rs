@@ -15,7 +15,7 @@ use std::time::Instant;
 unsafe fn spin_on<S: Simd>(rounds: usize, dot: bool) -> f64 {
     unsafe {
         let mut sums = [S::splat(0.0); 12];
-        let (a, b) = (S::splat(1.0), S::splat(rounds as f32 * 1e-30));
+        let (a, b) = (S::splat(std::hint::black_box(1.0)), S::splat(rounds as f32 * 1e-30));
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = if dot { S::dot_bf16(*sum, a, b) } else { S::fma(a, *sum, b) };
