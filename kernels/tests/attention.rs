@@ -1,0 +1,296 @@
+//! Attention against its reference, over odd shapes.
+
+mod common;
+
+use common::{Rng, Tensor, conform, levels, run};
+use denoise::level::Level;
+use denoise::ops::{self, Args};
+use denoise::pool::Pool;
+use denoise::schema::{DType, Op};
+use denoise::view::View;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bias {
+    None,
+    Full,
+    /// (1, H, Sq, Sk), as T5's.
+    Heads,
+    /// (B, 1, 1, Sk), as masks of padding.
+    Keys,
+    /// (1, 1, Sq, 1).
+    Queries,
+    /// Steps of 2 along the keys.
+    Strided,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    dtype: DType,
+    b: usize,
+    h: usize,
+    sq: usize,
+    sk: usize,
+    d: usize,
+    bias: Bias,
+    causal: bool,
+    /// Whether the operands lie as (B, S, H, D) with a gap after each row.
+    tokens_first: bool,
+    scale: f32,
+}
+
+fn case(dtype: DType, sq: usize, sk: usize, d: usize) -> Case {
+    let scale = 1.0 / (d as f32).sqrt();
+    Case { dtype, b: 1, h: 2, sq, sk, d, bias: Bias::None, causal: false, tokens_first: false, scale }
+}
+
+fn tensor(c: &Case, s: usize) -> Tensor {
+    let shape = [c.b, c.h, s, c.d];
+    if c.tokens_first {
+        let row = c.d + 3;
+        Tensor::with_strides(c.dtype, &shape, &[s * c.h * row, row, c.h * row, 1])
+    } else {
+        Tensor::empty(c.dtype, &shape)
+    }
+}
+
+fn bias(c: &Case) -> Option<Tensor> {
+    let (h, sq, sk) = (c.h, c.sq, c.sk);
+    let strides = match c.bias {
+        Bias::None => return None,
+        Bias::Full => [h * sq * sk, sq * sk, sk, 1],
+        Bias::Heads => [0, sq * sk, sk, 1],
+        Bias::Keys => [sk, 0, 0, 1],
+        Bias::Queries => [0, 0, 1, 0],
+        Bias::Strided => [h * sq * sk * 2, sq * sk * 2, sk * 2, 2],
+    };
+    Some(Tensor::with_strides(DType::F32, &[c.b, h, sq, sk], &strides))
+}
+
+fn operands(c: &Case, rng: &mut Rng) -> Vec<Option<Tensor>> {
+    vec![
+        Some(tensor(c, c.sq).random(rng, 2.0)),
+        Some(tensor(c, c.sk).random(rng, 2.0)),
+        Some(tensor(c, c.sk).random(rng, 1.0)),
+        bias(c).map(|t| t.random(rng, 3.0)),
+    ]
+}
+
+fn params(c: &Case) -> [u32; 2] {
+    [c.scale.to_bits(), c.causal as u32]
+}
+
+fn check(c: Case) {
+    let mut rng = Rng(c.sq as u64 * 1009 + c.sk as u64 * 31 + c.d as u64);
+    conform(&format!("{c:?}"), Op::Attention, &operands(&c, &mut rng), &tensor(&c, c.sq), &params(&c));
+}
+
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+#[test]
+fn sizes() {
+    let sizes = [1, 2, 7, 31, 64, 65, 127, 130, 257];
+    for (i, &sq) in sizes.iter().enumerate() {
+        for (j, &sk) in sizes.iter().enumerate() {
+            for dtype in DTYPES {
+                check(Case { tokens_first: (i + j) % 2 == 1, ..case(dtype, sq, sk, [8, 13, 16, 24][(i + j) % 4]) });
+            }
+        }
+    }
+}
+
+#[test]
+fn depths() {
+    for d in [1, 2, 3, 8, 13, 32, 40, 64, 80, 128, 512] {
+        for dtype in DTYPES {
+            check(Case { h: 1, tokens_first: d % 3 == 0, ..case(dtype, 67, 71, d) });
+        }
+    }
+}
+
+#[test]
+fn biases() {
+    for bias in [Bias::Full, Bias::Heads, Bias::Keys, Bias::Queries, Bias::Strided] {
+        for dtype in DTYPES {
+            for (sq, sk) in [(5, 3), (65, 67), (50, 130)] {
+                check(Case { b: 2, bias, ..case(dtype, sq, sk, 16) });
+                check(Case { b: 2, bias, causal: true, tokens_first: true, ..case(dtype, sq, sk.max(sq), 13) });
+            }
+        }
+    }
+}
+
+#[test]
+fn causal() {
+    for dtype in DTYPES {
+        for (sq, sk) in [(1, 1), (7, 7), (65, 65), (130, 130), (7, 64), (64, 7), (130, 257), (257, 130), (2, 127)] {
+            check(Case { causal: true, ..case(dtype, sq, sk, 24) });
+        }
+    }
+}
+
+#[test]
+fn threads_share_large_calls() {
+    for dtype in DTYPES {
+        check(Case { b: 2, h: 3, tokens_first: true, ..case(dtype, 330, 257, 64) });
+        check(Case { h: 1, ..case(dtype, 700, 65, 128) });
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    for dtype in DTYPES {
+        for causal in [false, true] {
+            let c = Case { h: 3, causal, bias: Bias::Heads, ..case(dtype, 300, 300, 40) };
+            let inputs = operands(&c, &mut Rng(5));
+            for level in levels() {
+                let results: Vec<Vec<f64>> = [1, 2, 5]
+                    .iter()
+                    .map(|&threads| {
+                        let mut out = tensor(&c, c.sq);
+                        let pool = Pool::new(threads).unwrap();
+                        run(level, &pool, Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
+                        out.values()
+                    })
+                    .collect();
+                assert!(results.iter().all(|r| *r == results[0]), "{dtype:?} on {}", level.name());
+            }
+        }
+    }
+}
+
+/// Scores so far apart that a softmax without its maximum would overflow.
+#[test]
+fn extreme_scores() {
+    for dtype in DTYPES {
+        check(Case { scale: 40.0, ..case(dtype, 33, 130, 8) });
+        let c = Case { bias: Bias::Full, ..case(dtype, 20, 130, 8) };
+        let mut inputs = operands(&c, &mut Rng(3));
+        // One key far above the rest, early, late, or in the middle; others at the least float or hidden.
+        let full = Tensor::empty(DType::F32, &[1, 2, 20, 130]).fill(|i| match (i % 130, i / 130 % 20) {
+            (key, row) if key == row * 6 => 1e4,
+            (key, _) if key % 3 == 0 => f32::MIN,
+            (key, _) if key % 3 == 1 => f32::NEG_INFINITY,
+            _ => -1e4,
+        });
+        inputs[3] = Some(full);
+        conform("far apart", Op::Attention, &inputs, &tensor(&c, c.sq), &params(&c));
+    }
+}
+
+#[test]
+fn masks() {
+    for dtype in DTYPES {
+        let c = Case { bias: Bias::Full, ..case(dtype, 70, 200, 16) };
+        let mut inputs = operands(&c, &mut Rng(4));
+        // Some rows see nothing in their first blocks, some nothing at all; those of the least float see all alike.
+        inputs[3] = Some(Tensor::empty(DType::F32, &[1, 2, 70, 200]).fill(|i| match (i % 200, i / 200 % 70) {
+            (_, row) if row % 7 == 0 => f32::NEG_INFINITY,
+            (_, row) if row % 7 == 1 => f32::MIN,
+            (key, row) if row % 7 == 2 && key < 150 => f32::NEG_INFINITY,
+            (key, row) if row % 7 == 3 && key > 3 => f32::NEG_INFINITY,
+            (key, row) => ((key * row) % 5) as f32,
+        }));
+        conform("masks", Op::Attention, &inputs, &tensor(&c, c.sq), &params(&c));
+        for level in levels() {
+            let mut out = tensor(&c, c.sq);
+            run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
+            assert!(out.values()[..16].iter().all(|&x| x == 0.0), "a row that sees no key is zero");
+        }
+    }
+}
+
+#[test]
+fn no_keys_give_zeros() {
+    let c = case(DType::F32, 5, 0, 8);
+    let inputs = operands(&c, &mut Rng(1));
+    for level in levels() {
+        let mut out = tensor(&c, c.sq);
+        run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
+        assert!(out.values().iter().all(|&x| x == 0.0));
+    }
+}
+
+#[test]
+fn nan_and_infinity_propagate() {
+    for dtype in DTYPES {
+        let c = Case { h: 1, ..case(dtype, 70, 130, 8) };
+        let nan_rows = |operand: usize, element: usize, value: f32| -> Vec<Vec<bool>> {
+            let mut inputs = operands(&c, &mut Rng(6));
+            let view = inputs[operand].as_mut().unwrap().view();
+            unsafe { view.set(element, value) };
+            let mut all = levels();
+            all.push(Level::Reference);
+            all.iter()
+                .map(|&level| {
+                    let mut out = tensor(&c, c.sq);
+                    run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
+                    out.values().iter().map(|x| x.is_nan()).collect()
+                })
+                .collect()
+        };
+        for (operand, element, value) in [
+            (0, 67 * 8 + 3, f32::NAN),
+            (0, 3, f32::INFINITY),
+            (1, 100 * 8, f32::NAN),
+            (1, 129 * 8, f32::NAN),
+            (2, 129 * 8 + 1, f32::NAN),
+            (2, 5, f32::NAN),
+            (2, 5, f32::INFINITY),
+        ] {
+            let found = nan_rows(operand, element, value);
+            let want = found.last().unwrap();
+            assert!(found.iter().all(|f| f == want), "{dtype:?}: {value} in operand {operand} at {element}");
+            assert!(value.is_infinite() || want.contains(&true));
+        }
+    }
+}
+
+/// Memory at its peak must not hold a matrix of scores: 16384 queries by 16384 keys would take a gigabyte.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_scores() {
+    let peak = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    };
+    let c = Case { h: 1, ..case(DType::F32, 16384, 16384, 1) };
+    let mut inputs = operands(&c, &mut Rng(7));
+    let mut out = tensor(&c, c.sq);
+    let before = peak();
+    run(Level::best(), &Pool::new(2).unwrap(), Op::Attention, &mut inputs, &mut out, &params(&c));
+    assert!(peak() - before < 256 << 20);
+}
+
+#[test]
+fn wrong_operands_are_refused() {
+    let view = |dtype, shape: &[usize]| Some(View::contiguous(std::ptr::null_mut(), dtype, shape));
+    let good = [
+        view(DType::F32, &[1, 2, 5, 8]),
+        view(DType::F32, &[1, 2, 7, 8]),
+        view(DType::F32, &[1, 2, 7, 8]),
+        view(DType::F32, &[1, 2, 5, 7]),
+        view(DType::F32, &[1, 2, 5, 8]),
+    ];
+    let check = |operands: &[Option<View>], params: &[u32]| {
+        (ops::kernel(Op::Attention).check)(&Args { operands, params }).map_err(|e| e.message)
+    };
+    check(&good, &[0, 0]).unwrap();
+    assert!(check(&good, &[0, 2]).unwrap_err().contains("causal"));
+    for (operand, wrong, says) in [
+        (0, view(DType::F32, &[2, 5, 8]), "q must be (B, H, S, D)"),
+        (0, view(DType::I32, &[1, 2, 5, 8]), "q must be f32"),
+        (1, view(DType::F32, &[1, 1, 7, 8]), "k must be"),
+        (1, view(DType::BF16, &[1, 2, 7, 8]), "k must be F32"),
+        (2, view(DType::F32, &[1, 2, 6, 8]), "v must be"),
+        (2, view(DType::F32, &[1, 2, 7, 9]), "v must be"),
+        (3, view(DType::F32, &[1, 2, 5, 8]), "bias must be"),
+        (3, view(DType::BF16, &[1, 2, 5, 7]), "bias must be f32"),
+        (4, view(DType::F32, &[1, 2, 5, 7]), "out must be"),
+    ] {
+        let mut operands = good;
+        operands[operand] = wrong;
+        let error = check(&operands, &[0, 0]).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
