@@ -1,0 +1,891 @@
+/**
+ * Flux: pictures from prompts, as diffusers' `FluxPipeline` makes them.
+ *
+ * @module
+ */
+
+import { ConfigError } from "../errors.ts";
+import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
+import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
+import { AutoencoderKL } from "../models/autoencoder_kl.ts";
+import { CLIPTextModel } from "../models/clip_text_model.ts";
+import { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
+import { T5EncoderModel } from "../models/t5_encoder_model.ts";
+import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
+import { linspace } from "../schedulers/linspace.ts";
+import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
+import { Device } from "../tensor/device.ts";
+import { type CompiledFunction, compileFunction } from "../tensor/function.ts";
+import { Generator } from "../tensor/random.ts";
+import { realize, toArray } from "../tensor/realize.ts";
+import { type ArrayOf, tensor } from "../tensor/source.ts";
+import { concat, type Tensor } from "../tensor/tensor.ts";
+import { type DownloadProgress, resolveModel, type ResolveOptions } from "./hub.ts";
+import {
+  callable,
+  checkCount,
+  checkScale,
+  checkSide,
+  promptList,
+  randomSeed,
+  readConfig,
+  readModelIndex,
+  type Seed,
+  tokenize,
+} from "./pipeline.ts";
+import { Tokenizer } from "./tokenizer.ts";
+
+/** The parts of a Flux checkpoint that can be left out. */
+export type FluxPart = "text_encoder" | "text_encoder_2" | "transformer" | "vae";
+
+/** How a pipeline is loaded. */
+export interface FluxLoadOptions extends Omit<ResolveOptions, "components"> {
+  /** Where it runs: the best device there is by default. */
+  device?: Device | "auto" | "cpu" | undefined;
+  /** What activations are computed in, `f32` by default; weights keep their checkpoint's type. */
+  dtype?: FloatDtype | undefined;
+  /** The parts to load, all by default: text encoders are not needed where embeddings are given. */
+  components?: readonly FluxPart[];
+}
+
+/** How pictures are made; the names are diffusers' own. */
+export interface FluxOptions {
+  /** The prompts of the second text encoder (T5), where they are others. */
+  prompt2?: string | readonly string[] | undefined;
+  /** What the pictures should not show; needs a `trueCfgScale` above 1. */
+  negativePrompt?: string | readonly string[] | undefined;
+  /** The same for the second text encoder. */
+  negativePrompt2?: string | readonly string[] | undefined;
+  /** The weight of classifier-free guidance: 1, the default, is none. */
+  trueCfgScale?: number | undefined;
+  /** The seed of the noise of all pictures, or one for each; drawn by chance where there is none. */
+  seed?: Seed | readonly Seed[] | undefined;
+  /** Steps from noise to picture, 28 by default. */
+  numInferenceSteps?: number | undefined;
+  /** The noise levels in place of evenly spaced ones, one for each step. */
+  sigmas?: readonly number[] | undefined;
+  /** The guidance that the model is told, 3.5 by default; a model without guidance (schnell) is told none. */
+  guidanceScale?: number | undefined;
+  /** Rows of pixels; the VAE's `sample_size` by default. */
+  height?: number | undefined;
+  /** Pixels in a row; the VAE's `sample_size` by default. */
+  width?: number | undefined;
+  /** The most tokens of a prompt in the second text encoder, up to 512; what its tokenizer is made for by default. */
+  maxSequenceLength?: number | undefined;
+  /** Pictures of each prompt, 1 by default. */
+  numImagesPerPrompt?: number | undefined;
+  /** Packed latents to start from in place of noise, (pictures, tokens, channels). */
+  latents?: Tensor | undefined;
+  /** What T5 makes of the prompts, (prompts, tokens, size), in place of prompts. */
+  promptEmbeds?: Tensor | undefined;
+  /** What CLIP makes of the prompts, (prompts, size), in place of prompts. */
+  pooledPromptEmbeds?: Tensor | undefined;
+  /** The same for negative prompts. */
+  negativePromptEmbeds?: Tensor | undefined;
+  /** The same for negative prompts. */
+  negativePooledPromptEmbeds?: Tensor | undefined;
+  /** Pictures, the default, or nothing but the last latents. */
+  outputType?: "image" | "latent" | undefined;
+  /** Stops the run before its next kernel. */
+  signal?: AbortSignal | undefined;
+  /** Called after each step; what it returns is awaited. */
+  onStep?: ((step: FluxStep) => unknown) | undefined;
+}
+
+/** What the text encoders make of prompts. */
+export interface FluxEmbeddings {
+  /** T5's, (prompts, tokens, size). */
+  readonly promptEmbeds: Tensor;
+  /** CLIP's, (prompts, size). */
+  readonly pooledPromptEmbeds: Tensor;
+}
+
+/** What a step made. */
+export interface FluxStep {
+  /** Which step, from 0. */
+  readonly index: number;
+  /** How many steps there are. */
+  readonly count: number;
+  /** What the model was told: 1000 at the start of the noise, near 0 at the end. */
+  readonly timestep: number;
+  /** The latents after the step, packed: (pictures, tokens, channels). */
+  readonly latents: Tensor;
+  /** A quick look, at half the size, at where the run is heading; several pictures are a grid. */
+  preview(): Promise<Image>;
+  /** The pictures that the latents are now. */
+  decode(): Promise<Image[]>;
+}
+
+/** Seconds by phase. */
+export interface FluxSeconds {
+  /** From prompts to embeddings. */
+  textEncoding: number;
+  /** All steps. */
+  denoising: number;
+  /** From latents to pictures. */
+  decoding: number;
+}
+
+/** What a run made. */
+export interface FluxResult {
+  /** The pictures: all of the first prompt, then all of the second; none where `outputType` is `latent`. */
+  readonly images: Image[];
+  /** The last latents, packed: (pictures, tokens, channels). */
+  readonly latents: Tensor;
+  /** The seed of each picture; none where latents were given. */
+  readonly seeds: readonly Seed[];
+  /** How many steps were taken. */
+  readonly numInferenceSteps: number;
+  /** How long it took. */
+  readonly seconds: FluxSeconds;
+}
+
+/** A loaded Flux: call it with a prompt. */
+export interface FluxPipeline {
+  /**
+   * Makes pictures.
+   *
+   * @param prompt A prompt, or several; none where embeddings are given
+   * @param options How
+   * @returns The pictures
+   * @throws {TypeError} If options exclude each other or are of a wrong type or shape
+   * @throws {RangeError} If a value is out of range: a size that the model cannot take, a guidance that is no number
+   */
+  (prompt: string | readonly string[] | undefined, options?: FluxOptions): Promise<FluxResult>;
+  /** The same, step by step. */
+  steps(
+    prompt: string | readonly string[] | undefined,
+    options?: FluxOptions,
+  ): AsyncGenerator<FluxStep, FluxResult, void>;
+  /** What the text encoders make of prompts, to be given as `promptEmbeds` and `pooledPromptEmbeds`. */
+  encodePrompt(
+    prompt: string | readonly string[],
+    options?: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal">,
+  ): Promise<FluxEmbeddings>;
+  /** The noise that a run starts from: packed, one row for each picture. */
+  prepareLatents(options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }): Tensor;
+  /** Makes a picture again from the settings in its file. */
+  rerun(picture: Image | string | URL, options?: Pick<FluxOptions, "signal" | "onStep">): Promise<Image>;
+  /** What the model was called when it was loaded. */
+  readonly model: string;
+  /** Where it runs. */
+  readonly device: Device;
+  /** What activations are computed in. */
+  readonly dtype: FloatDtype;
+  /** The transformer. */
+  readonly transformer: FluxTransformer2DModel;
+  /** The autoencoder. */
+  readonly vae: AutoencoderKL;
+  /** CLIP, where it was loaded. */
+  readonly textEncoder: CLIPTextModel | undefined;
+  /** T5, where it was loaded. */
+  readonly textEncoder2: T5EncoderModel | undefined;
+  /** CLIP's tokenizer, where it was loaded. */
+  readonly tokenizer: Tokenizer | undefined;
+  /** T5's tokenizer, where it was loaded. */
+  readonly tokenizer2: Tokenizer | undefined;
+  /** The scheduler; each run lays out steps of its own. */
+  readonly scheduler: FlowMatchEulerDiscreteScheduler;
+}
+
+/** Loads {@linkcode FluxPipeline}s. */
+export interface FluxPipelineLoader {
+  /**
+   * Loads a checkpoint. Weights are mapped, and read when they are first used.
+   *
+   * @param model A folder in diffusers' layout, a hub id, or a URL
+   * @param options Where it runs, in what type, which parts
+   * @returns The pipeline
+   * @throws {CheckpointError} If weights are missing, broken or of wrong shapes
+   * @throws {ConfigError} If a configuration is broken or of another class
+   * @throws {HubError} If something cannot be downloaded
+   */
+  load(model: string, options?: FluxLoadOptions): Promise<FluxPipeline>;
+}
+
+/**
+ * Flux, from Black Forest Labs.
+ *
+ * @example Two steps of a small picture
+ * ```ts
+ * import { strictEqual } from "node:assert/strict";
+ * import { FluxPipeline } from "./flux.ts";
+ *
+ * const folder = new URL("../../models/shapes-flux", import.meta.url).pathname;
+ * const pipe = await FluxPipeline.load(folder);
+ * const { images } = await pipe("a red star on a white background", { seed: 7, numInferenceSteps: 2 });
+ * strictEqual(images[0]!.width, 128);
+ * ```
+ */
+export const FluxPipeline: FluxPipelineLoader = { load };
+
+const CLASSES: Readonly<Record<string, string>> = {
+  transformer: "FluxTransformer2DModel",
+  vae: "AutoencoderKL",
+  text_encoder: "CLIPTextModel",
+  text_encoder_2: "T5EncoderModel",
+  scheduler: "FlowMatchEulerDiscreteScheduler",
+};
+
+async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxPipeline> {
+  const { device = "auto", dtype = "f32", components, ...hub } = options;
+  if (!["f32", "bf16", "f16"].includes(dtype)) {
+    throw new RangeError(`Cannot compute in ${JSON.stringify(dtype)}: pass f32, bf16 or f16`);
+  }
+  if (!(device instanceof Device) && device !== "auto" && device !== "cpu") {
+    throw new RangeError(`Cannot run on ${JSON.stringify(device)}: pass "auto", "cpu", or a Device`);
+  }
+  const wanted = (part: string) => components === undefined || components.includes(part as FluxPart);
+  const folder = await resolveModel(model, {
+    ...hub,
+    ...(components && { components: [...components, ...tokenizersOf(components), "scheduler"] }),
+  });
+  const index = await readModelIndex(folder, "FluxPipeline");
+  for (const [part, className] of Object.entries(CLASSES)) {
+    const found = index.parts.get(part);
+    if (found === undefined || found === className) continue;
+    throw new ConfigError(
+      `Cannot load ${folder} as its ${part} is a ${found}, and denoise has ${className}: use a checkpoint with that`,
+      { file: `${folder}/model_index.json`, key: part },
+    );
+  }
+  const has = (part: string) => index.parts.has(part) && wanted(part);
+  const schedulerFile = `${folder}/scheduler/scheduler_config.json`;
+  const [transformer, vae, textEncoder, textEncoder2, tokenizer, tokenizer2, schedulerConfig] = await Promise.all([
+    FluxTransformer2DModel.load(`${folder}/transformer`),
+    AutoencoderKL.load(`${folder}/vae`),
+    has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`) : undefined,
+    has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`) : undefined,
+    has("text_encoder") ? Tokenizer.load(`${folder}/tokenizer`) : undefined,
+    has("text_encoder_2") ? Tokenizer.load(`${folder}/tokenizer_2`) : undefined,
+    readConfig(schedulerFile),
+  ]);
+  const scheduler = FlowMatchEulerDiscreteScheduler.fromConfig(schedulerConfig, { file: schedulerFile });
+  if (scheduler.config.stochasticSampling) {
+    throw new ConfigError(
+      `Cannot use ${schedulerFile} as its stochastic_sampling is true, which Flux does not sample with: set it to false`,
+      { file: schedulerFile, key: "stochastic_sampling" },
+    );
+  }
+  for (const part of [transformer, vae, textEncoder, textEncoder2]) if (part) part.dtype = dtype;
+  const parts: Parts = {
+    model,
+    device: device instanceof Device ? device : Device.default(),
+    dtype,
+    transformer,
+    vae,
+    textEncoder,
+    textEncoder2,
+    tokenizer,
+    tokenizer2,
+    scheduler,
+  };
+  const run = new Runner(parts);
+  return callable((prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
+    return run.generate(prompt, options);
+  }, {
+    ...parts,
+    steps: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.steps(prompt, options),
+    encodePrompt: (
+      prompt: string | readonly string[],
+      options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
+    ) => run.encodePrompt(prompt, options),
+    prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
+      run.prepareLatents(options),
+    rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
+      run.again(picture, options),
+  });
+}
+
+const tokenizersOf = (parts: readonly FluxPart[]): string[] =>
+  parts.filter((part) => part.startsWith("text_encoder")).map((part) => part.replace("text_encoder", "tokenizer"));
+
+/** What a loaded pipeline is made of. */
+type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "prepareLatents" | "rerun">;
+
+/** The arguments of a step's program. What does not change from step to step is computed once a run. */
+type StepInputs = {
+  /** Packed, (pictures, tokens, channels). */
+  latents: Tensor;
+  /** (prompts, text tokens, size), (prompts, size). */
+  promptEmbeds: Tensor;
+  pooledPromptEmbeds: Tensor;
+  /** Of the whole run, in [0, 1], (steps). */
+  timesteps: Tensor;
+  /** (1). */
+  guidance: Tensor;
+  /** Positions of text and picture tokens, (tokens, 3). */
+  textIds: Tensor;
+  imageIds: Tensor;
+  /** The number of this step, once for each row of the transformer's batch. */
+  rows: Tensor;
+  /** The change of sigma, (1). */
+  stepSize: Tensor;
+};
+
+/** The arguments of a step with classifier-free guidance. */
+type GuidedStepInputs = StepInputs & {
+  negativePromptEmbeds: Tensor;
+  negativePooledPromptEmbeds: Tensor;
+  /** (1). */
+  trueCfgScale: Tensor;
+};
+
+/** Options after the checks. */
+interface Plan {
+  readonly prompts: readonly string[] | undefined;
+  readonly height: number;
+  readonly width: number;
+  readonly maxSequenceLength: number;
+  /** Pictures of a prompt. */
+  readonly copies: number;
+  readonly guided: boolean;
+  readonly sigmas: ArrayLike<number>;
+  readonly options: FluxOptions;
+}
+
+/** Runs a pipeline: one compiled function for each text encoder, a step, and the decoder. */
+class Runner {
+  readonly #parts: Parts;
+  readonly #clip: CompiledFunction<{ ids: Tensor }, { pooled: Tensor }>;
+  readonly #t5: CompiledFunction<{ ids: Tensor }, { embeds: Tensor }>;
+  readonly #step: CompiledFunction<StepInputs, { latents: Tensor }>;
+  readonly #guidedStep: CompiledFunction<GuidedStepInputs, { latents: Tensor }>;
+  readonly #decoders = new Map<string, CompiledFunction<{ latents: Tensor }, { pixels: Tensor }>>();
+
+  constructor(parts: Parts) {
+    this.#parts = parts;
+    const { device, textEncoder, textEncoder2 } = parts;
+    const varying = ["latents", "rows", "stepSize"] as const;
+    this.#clip = compileFunction(({ ids }) => ({ pooled: textEncoder!.forward(ids).poolerOutput }), {
+      device,
+      name: "text_encoder",
+    });
+    this.#t5 = compileFunction(({ ids }) => ({ embeds: textEncoder2!.forward(ids).lastHiddenState }), {
+      device,
+      name: "text_encoder_2",
+    });
+    this.#step = compileFunction((inputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
+    this.#guidedStep = compileFunction((inputs) => this.#recordGuidedStep(inputs), {
+      device,
+      name: "transformer",
+      varying,
+    });
+  }
+
+  /** The transformer's prediction of the flow, and an Euler step along it. */
+  #recordStep(inputs: StepInputs): { latents: Tensor } {
+    return this.#euler(inputs, this.#velocity(inputs));
+  }
+
+  /** Both predictions as one batch, the negative one first, and a step along what lies beyond the positive one. */
+  #recordGuidedStep(inputs: GuidedStepInputs): { latents: Tensor } {
+    const { latents, promptEmbeds, pooledPromptEmbeds, negativePromptEmbeds, negativePooledPromptEmbeds } = inputs;
+    const copies = latents.size(0) / promptEmbeds.size(0);
+    const both = this.#velocity({
+      ...inputs,
+      latents: concat([latents, latents], 0),
+      promptEmbeds: concat([repeat(negativePromptEmbeds, copies), repeat(promptEmbeds, copies)], 0),
+      pooledPromptEmbeds: concat([repeat(negativePooledPromptEmbeds, copies), repeat(pooledPromptEmbeds, copies)], 0),
+    });
+    const [without, wanted] = both.chunk(2, 0) as [Tensor, Tensor];
+    const scale = inputs.trueCfgScale.cast(both.dtype);
+    return this.#euler(inputs, without.add(scale.mul(wanted.sub(without))));
+  }
+
+  #velocity(inputs: StepInputs): Tensor {
+    const { transformer } = this.#parts;
+    const { latents, timesteps, guidance, textIds, imageIds } = inputs;
+    const batch = latents.size(0);
+    const promptEmbeds = repeat(inputs.promptEmbeds, batch / inputs.promptEmbeds.size(0));
+    const pooledProjections = repeat(inputs.pooledPromptEmbeds, batch / inputs.pooledPromptEmbeds.size(0));
+    return transformer.forward({
+      hiddenStates: latents,
+      encoderHiddenStates: promptEmbeds,
+      pooledProjections,
+      timestep: timesteps,
+      guidance: guidance.expand(batch),
+      imgIds: imageIds,
+      txtIds: textIds,
+    });
+  }
+
+  #euler({ latents, stepSize }: StepInputs, velocity: Tensor): { latents: Tensor } {
+    // The scheduler adds in f32; the product is rounded to the model's type before, as PyTorch does.
+    const change = velocity.cast("f32").mul(stepSize).cast(velocity.dtype).cast("f32");
+    return { latents: latents.cast("f32").add(change).cast(latents.dtype) };
+  }
+
+  async generate(prompt: string | readonly string[] | undefined, options: FluxOptions): Promise<FluxResult> {
+    const steps = this.steps(prompt, options);
+    for (;;) {
+      const { done, value } = await steps.next();
+      if (done) return value;
+      await options.onStep?.(value);
+    }
+  }
+
+  async *steps(
+    prompt: string | readonly string[] | undefined,
+    options: FluxOptions,
+  ): AsyncGenerator<FluxStep, FluxResult, void> {
+    const { device, dtype, scheduler } = this.#parts;
+    const plan = this.#check(prompt, options);
+    const { signal } = options;
+    signal?.throwIfAborted();
+    const seconds: FluxSeconds = { textEncoding: 0, denoising: 0, decoding: 0 };
+    const timed = async <T>(phase: keyof FluxSeconds, run: () => Promise<T>): Promise<T> => {
+      const start = performance.now();
+      const value = await run();
+      seconds[phase] += (performance.now() - start) / 1000;
+      return value;
+    };
+
+    const positive = await timed("textEncoding", () => this.#embed(plan));
+    const negative = plan.guided
+      ? await timed("textEncoding", () => this.#embedNegative(plan, positive.promptEmbeds))
+      : undefined;
+    const pictures = positive.promptEmbeds.size(0) * plan.copies;
+    const { seeds, latents: start } = await this.#start(plan, pictures);
+
+    const run = new FlowMatchEulerDiscreteScheduler(scheduler.config);
+    run.setTimesteps({ sigmas: plan.sigmas, mu: calculateShift(start.size(1), scheduler.config) });
+    const count = run.timesteps.length;
+    const batch = plan.guided ? 2 * pictures : pictures;
+    const fixed = {
+      ...positive,
+      timesteps: tensor(Float32Array.from(run.timesteps, (t) => roundTo(dtype, roundTo(dtype, t) / 1000))),
+      guidance: tensor([plan.options.guidanceScale ?? DEFAULT_GUIDANCE]),
+      textIds: tensor(new Float32Array(3 * positive.promptEmbeds.size(1)), {
+        shape: [positive.promptEmbeds.size(1), 3],
+      }),
+      imageIds: this.#imageIds(plan),
+    };
+    let latents = start;
+    for (let index = 0; index < count; index++) {
+      const before = latents;
+      latents = await timed("denoising", async () => {
+        const inputs: StepInputs = {
+          ...fixed,
+          latents: before,
+          rows: tensor(Int32Array.from({ length: batch }, (_, b) => index * batch + b), { dtype: "i32" }),
+          stepSize: tensor([run.stepSize(index)]),
+        };
+        const result = negative
+          ? await this.#guidedStep.run({ ...inputs, ...negative }, { signal })
+          : await this.#step.run(inputs, { signal });
+        return result.latents;
+      });
+      const after = latents;
+      yield {
+        index,
+        count,
+        timestep: run.timesteps[index]!,
+        latents: after,
+        preview: () =>
+          this.#preview({ before, after, ratio: run.sigmas[index + 1]! / run.stepSize(index) }, { plan, signal }),
+        decode: () => this.#decode(after, { plan, signal }),
+      };
+    }
+    const images = options.outputType === "latent" ? [] : await timed("decoding", async () => {
+      const plain = await this.#decode(latents, { plan, signal });
+      return plain.map(({ width, height, data }, i) =>
+        new Image({ width, height, data, metadata: this.#metadata(plan, { seeds, index: i, pictures }) })
+      );
+    });
+    return { images, latents, seeds, numInferenceSteps: count, seconds };
+  }
+
+  /** Checks everything that can be checked before anything is computed. */
+  #check(prompt: string | readonly string[] | undefined, options: FluxOptions): Plan {
+    const { vae, tokenizer2, scheduler } = this.#parts;
+    const { promptEmbeds, pooledPromptEmbeds, sigmas, negativePrompt, negativePromptEmbeds } = options;
+    const { guidanceScale = DEFAULT_GUIDANCE, trueCfgScale = 1, outputType = "image" } = options;
+    const { height = vae.config.sampleSize, width = vae.config.sampleSize } = options;
+    const multiple = 2 * vae.scaleFactor;
+    checkSide("height", height, multiple);
+    checkSide("width", width, multiple);
+    checkScale("guidanceScale", guidanceScale);
+    checkScale("trueCfgScale", trueCfgScale);
+    const copies = options.numImagesPerPrompt ?? 1;
+    checkCount("numImagesPerPrompt", copies, { min: 1 });
+    const maxSequenceLength = options.maxSequenceLength ?? Math.min(MAX_TOKENS, tokenizer2?.maxLength ?? MAX_TOKENS);
+    checkCount("maxSequenceLength", maxSequenceLength, { min: 1, max: MAX_TOKENS });
+    const steps = options.numInferenceSteps ?? sigmas?.length ?? DEFAULT_STEPS;
+    checkCount("numInferenceSteps", steps, { min: 1, max: scheduler.config.numTrainTimesteps });
+    if (sigmas && sigmas.length !== steps) {
+      throw new RangeError(`Cannot take ${steps} steps with ${sigmas.length} sigmas: pass one for each step`);
+    }
+    if (outputType !== "image" && outputType !== "latent") {
+      throw new RangeError(`Cannot give an output of type ${JSON.stringify(outputType)}: pass "image" or "latent"`);
+    }
+    exclusive("prompt", prompt, "promptEmbeds", promptEmbeds);
+    exclusive("prompt2", options.prompt2, "promptEmbeds", promptEmbeds);
+    exclusive("negativePrompt", negativePrompt, "negativePromptEmbeds", negativePromptEmbeds);
+    exclusive("negativePrompt2", options.negativePrompt2, "negativePromptEmbeds", negativePromptEmbeds);
+    together("promptEmbeds", promptEmbeds, "pooledPromptEmbeds", pooledPromptEmbeds);
+    together(
+      "negativePromptEmbeds",
+      negativePromptEmbeds,
+      "negativePooledPromptEmbeds",
+      options.negativePooledPromptEmbeds,
+    );
+    if (prompt === undefined && promptEmbeds === undefined) {
+      throw new TypeError("Cannot make a picture of nothing: pass a prompt, or promptEmbeds and pooledPromptEmbeds");
+    }
+    return {
+      prompts: prompt === undefined ? undefined : promptList(prompt, "prompt"),
+      height,
+      width,
+      maxSequenceLength,
+      copies,
+      guided: trueCfgScale > 1 && (negativePrompt !== undefined || negativePromptEmbeds !== undefined),
+      sigmas: sigmas ?? linspace(1, 1 / steps, { num: steps }),
+      options,
+    };
+  }
+
+  async #embed({ prompts, options, maxSequenceLength }: Plan): Promise<FluxEmbeddings> {
+    const { promptEmbeds, pooledPromptEmbeds, prompt2, signal } = options;
+    if (!prompts) return await this.#given(promptEmbeds!, pooledPromptEmbeds!);
+    const second = prompt2 === undefined ? prompts : promptList(prompt2, "prompt2");
+    return await this.#encode(prompts, matching(second, prompts.length, "prompt2"), { maxSequenceLength, signal });
+  }
+
+  async #embedNegative({ options, maxSequenceLength }: Plan, like: Tensor): Promise<NegativeInputs> {
+    const { negativePromptEmbeds, negativePooledPromptEmbeds, negativePrompt, negativePrompt2, signal } = options;
+    let embeddings: FluxEmbeddings;
+    if (negativePromptEmbeds) {
+      embeddings = await this.#given(negativePromptEmbeds, negativePooledPromptEmbeds!);
+    } else {
+      const first = matching(promptList(negativePrompt!, "negativePrompt"), like.size(0), "negativePrompt");
+      const second = negativePrompt2 === undefined ? first : promptList(negativePrompt2, "negativePrompt2");
+      embeddings = await this.#encode(first, matching(second, first.length, "negativePrompt2"), {
+        maxSequenceLength,
+        signal,
+      });
+    }
+    const shape = embeddings.promptEmbeds.shape;
+    if (String(shape) !== String(like.shape)) {
+      throw new TypeError(
+        `Cannot guide promptEmbeds of [${like.shape.join(", ")}] by negativePromptEmbeds of [${shape.join(", ")}]: ` +
+          "pass the same shape",
+      );
+    }
+    return {
+      negativePromptEmbeds: embeddings.promptEmbeds,
+      negativePooledPromptEmbeds: embeddings.pooledPromptEmbeds,
+      trueCfgScale: tensor([options.trueCfgScale ?? 1]),
+    };
+  }
+
+  /** Embeddings that the caller brings. */
+  async #given(promptEmbeds: Tensor, pooledPromptEmbeds: Tensor): Promise<FluxEmbeddings> {
+    const { transformer, dtype, device } = this.#parts;
+    const { jointAttentionDim, pooledProjectionDim } = transformer.config;
+    const [prompts] = promptEmbeds.shape;
+    if (promptEmbeds.shape.length !== 3 || promptEmbeds.size(-1) !== jointAttentionDim || prompts === 0) {
+      throw new TypeError(
+        `Cannot use promptEmbeds of [${promptEmbeds.shape.join(", ")}]: ` +
+          `the model takes (prompts, tokens, ${jointAttentionDim})`,
+      );
+    }
+    if (String(pooledPromptEmbeds.shape) !== String([prompts, pooledProjectionDim])) {
+      throw new TypeError(
+        `Cannot use pooledPromptEmbeds of [${pooledPromptEmbeds.shape.join(", ")}]: ` +
+          `the model takes [${prompts}, ${pooledProjectionDim}] here`,
+      );
+    }
+    return {
+      promptEmbeds: await prepared(promptEmbeds, { dtype, device }),
+      pooledPromptEmbeds: await prepared(pooledPromptEmbeds, { dtype, device }),
+    };
+  }
+
+  async #encode(
+    prompts: readonly string[],
+    second: readonly string[],
+    options: { maxSequenceLength: number; signal: AbortSignal | undefined },
+  ): Promise<FluxEmbeddings> {
+    const { textEncoder, textEncoder2, tokenizer, tokenizer2, model } = this.#parts;
+    if (!textEncoder || !textEncoder2 || !tokenizer || !tokenizer2) {
+      throw new TypeError(
+        `Cannot read a prompt as ${model} was loaded without its text encoders: load them, or pass promptEmbeds and ` +
+          "pooledPromptEmbeds",
+      );
+    }
+    const { maxSequenceLength, signal } = options;
+    const clipLength = Math.min(tokenizer.maxLength, textEncoder.config.maxPositionEmbeddings);
+    const clipIds = tokenize(tokenizer, prompts, { maxLength: clipLength, limit: "what CLIP takes" });
+    const t5Ids = tokenize(tokenizer2, second, { maxLength: maxSequenceLength, limit: "maxSequenceLength" });
+    const rows = prompts.length;
+    const { pooled } = await this.#clip.run({
+      ids: tensor(clipIds, { shape: [rows, clipLength], dtype: "i32" }),
+    }, { signal });
+    const { embeds } = await this.#t5.run({
+      ids: tensor(t5Ids, { shape: [rows, maxSequenceLength], dtype: "i32" }),
+    }, { signal });
+    return { promptEmbeds: embeds, pooledPromptEmbeds: pooled };
+  }
+
+  /** The latents that a run starts from, packed. */
+  async #start(plan: Plan, pictures: number): Promise<{ seeds: readonly Seed[]; latents: Tensor }> {
+    const { dtype, device } = this.#parts;
+    const { latents, seed = latents ? [] : randomSeed() } = plan.options;
+    if (latents) {
+      const [channels, rows, columns] = this.#latentShape(plan);
+      const shape = [pictures, rows * columns / 4, 4 * channels];
+      if (String(latents.shape) !== String(shape)) {
+        throw new TypeError(
+          `Cannot start from latents of [${
+            latents.shape.join(", ")
+          }]: ${pictures} of ${plan.width} by ${plan.height} ` +
+            `pixels take [${shape.join(", ")}]`,
+        );
+      }
+      return { seeds: [], latents: await prepared(latents, { dtype, device }) };
+    }
+    const seeds = typeof seed === "object" ? seed : Array.from({ length: pictures }, () => seed);
+    return { seeds, latents: this.#noise(plan, { seed, pictures }) };
+  }
+
+  #noise(plan: Plan, { seed, pictures }: { seed: Seed | readonly Seed[]; pictures: number }): Tensor {
+    const { dtype } = this.#parts;
+    const [channels, rows, columns] = this.#latentShape(plan);
+    const noise = drawNoise(seed, { shape: [pictures, channels, rows, columns], dtype });
+    return tensor(noise, { shape: [pictures, rows * columns / 4, 4 * channels], dtype });
+  }
+
+  /** Channels, rows and columns of the VAE's latents. */
+  #latentShape({ height, width }: Plan): readonly [number, number, number] {
+    const { vae, transformer } = this.#parts;
+    return [transformer.config.inChannels / 4, height / vae.scaleFactor, width / vae.scaleFactor];
+  }
+
+  #imageIds(plan: Plan): Tensor {
+    const [, rows, columns] = this.#latentShape(plan);
+    const ids = new Float32Array(rows * columns / 4 * 3);
+    for (let y = 0, i = 0; y < rows / 2; y++) {
+      for (let x = 0; x < columns / 2; x++, i += 3) ids.set([0, y, x], i);
+    }
+    return tensor(ids, { shape: [ids.length / 3, 3] });
+  }
+
+  /** Pictures of packed latents. */
+  #decode(latents: Tensor, options: { plan: Plan; signal: AbortSignal | undefined }): Promise<Image[]> {
+    const [channels, rows, columns] = this.#latentShape(options.plan);
+    const unpack = (packed: Tensor) =>
+      packed.reshape(packed.size(0), rows / 2, columns / 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        .reshape(packed.size(0), channels, rows, columns);
+    return this.#pictures(latents, { ...options, name: `decode ${rows} ${columns}`, unpack, shrink: 1 });
+  }
+
+  /**
+   * The picture that the last step's flow leads to, from the means of 2 by 2 latents, which is a quarter of the work.
+   * A packed token holds 2 by 2 latents of each channel.
+   */
+  async #preview(
+    { before, after, ratio }: { before: Tensor; after: Tensor; ratio: number },
+    options: { plan: Plan; signal: AbortSignal | undefined },
+  ): Promise<Image> {
+    const [channels, rows, columns] = this.#latentShape(options.plan);
+    const { device } = this.#parts;
+    // The flow is (after - before) / stepSize, and what is left of the way is the next sigma.
+    const wide = after.cast("f32");
+    const clean = wide.sub(wide.sub(before.cast("f32")).mul(ratio)).cast(after.dtype);
+    const [latents] = await realize([clean], { device });
+    const unpack = (packed: Tensor) =>
+      packed.reshape(packed.size(0), rows / 2, columns / 2, channels, 4).mean().permute(0, 3, 1, 2);
+    return Image.grid(
+      await this.#pictures(latents!, { ...options, name: `preview ${rows} ${columns}`, unpack, shrink: 2 }),
+    );
+  }
+
+  async #pictures(
+    latents: Tensor,
+    options: {
+      plan: Plan;
+      signal: AbortSignal | undefined;
+      name: string;
+      unpack: (packed: Tensor) => Tensor;
+      shrink: number;
+    },
+  ): Promise<Image[]> {
+    const { vae, device } = this.#parts;
+    const { plan, signal, name, unpack, shrink } = options;
+    const key = `${name} ${vae.useTiling}`;
+    let decoder = this.#decoders.get(key);
+    if (!decoder) {
+      const { scalingFactor, shiftFactor } = vae.config;
+      decoder = compileFunction(({ latents }: { latents: Tensor }) => {
+        const sample = vae.decode(unpack(latents).div(scalingFactor).add(shiftFactor)); // (pictures, 3, height, width)
+        return { pixels: sample.mul(0.5).add(0.5).cast("f32").permute(0, 2, 3, 1) };
+      }, { device, name: "vae" });
+      this.#decoders.set(key, decoder);
+    }
+    const [width, height] = [plan.width / shrink, plan.height / shrink];
+    const size = width * height * 3;
+    const rows = latents.size(0);
+    // Slicing is one picture a run: the decoder's memory does not grow with the batch.
+    const parts = vae.useSlicing && rows > 1
+      ? await realize(Array.from({ length: rows }, (_, i) => latents.slice(0, i, i + 1)), { device })
+      : [latents];
+    const images: Image[] = [];
+    for (const part of parts) {
+      const { pixels } = await decoder.run({ latents: part }, { signal });
+      const values = await toArray<"f32">(pixels, { device });
+      for (let at = 0; at < values.length; at += size) {
+        images.push(Image.fromValues(values.subarray(at, at + size), { width, height, range: [0, 1] }));
+      }
+    }
+    return images;
+  }
+
+  /** What a picture's file says: all that is needed to make it again, where words and seeds are enough for that. */
+  #metadata(
+    plan: Plan,
+    { seeds, index, pictures }: { seeds: readonly Seed[]; index: number; pictures: number },
+  ): Record<string, string> {
+    const { options, prompts, copies } = plan;
+    const seed = seeds[index];
+    const given = options.sigmas ?? options.negativePrompt2 ?? options.negativePromptEmbeds;
+    if (!prompts || seed === undefined || given !== undefined) {
+      return { Software: "denoise", model: this.#parts.model, ...(prompts && { prompt: at(prompts, index, copies) }) };
+    }
+    const { prompt2, negativePrompt, trueCfgScale, guidanceScale = DEFAULT_GUIDANCE } = options;
+    const settings: GenerationSettings = {
+      model: this.#parts.model,
+      prompt: at(prompts, index, copies),
+      ...(prompt2 !== undefined && { prompt2: at(promptList(prompt2, "prompt2"), index, copies) }),
+      ...(plan.guided && negativePrompt !== undefined && {
+        negativePrompt: at(promptList(negativePrompt, "negativePrompt"), index, copies),
+        trueCfgScale: trueCfgScale!,
+      }),
+      seed,
+      numInferenceSteps: plan.sigmas.length,
+      guidanceScale,
+      width: plan.width,
+      height: plan.height,
+      maxSequenceLength: plan.maxSequenceLength,
+      dtype: this.#parts.dtype,
+      ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
+    };
+    return settingsToMetadata(settings);
+  }
+
+  async encodePrompt(
+    prompt: string | readonly string[],
+    options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal">,
+  ): Promise<FluxEmbeddings> {
+    return await this.#embed(this.#check(prompt, options));
+  }
+
+  prepareLatents(
+    options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number },
+  ): Tensor {
+    const { seed, height, width, count = typeof seed === "object" ? seed.length : 1 } = options;
+    checkCount("count", count, { min: 1 });
+    return this.#noise(this.#check("", { height, width }), { seed, pictures: count });
+  }
+
+  /** Makes the picture that a file was made as. */
+  async again(picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep">): Promise<Image> {
+    const image = picture instanceof Image ? picture : await Image.open(picture);
+    const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
+    const { prompt, model: _, dtype: __, batchSize = 1, index = 0, seed, ...rest } = settings;
+    const plan = this.#check(prompt, rest);
+    checkCount("batch_size", batchSize, { min: 1 });
+    checkCount("index", index, { min: 0, max: batchSize - 1 });
+    // One of several pictures had its part of the noise of all.
+    const latents = this.#noise(plan, { seed, pictures: batchSize });
+    const { device } = this.#parts;
+    const [own] = await realize([latents.slice(0, index, index + 1)], { device });
+    const { images } = await this.generate(prompt, { ...rest, ...options, latents: own! });
+    const { width, height, data } = images[0]!;
+    return new Image({ width, height, data, metadata: image.metadata });
+  }
+}
+
+type NegativeInputs = Omit<GuidedStepInputs, keyof StepInputs>;
+
+const DEFAULT_GUIDANCE = 3.5;
+const DEFAULT_STEPS = 28;
+/** What T5 and Flux were trained with, and diffusers' own limit. */
+const MAX_TOKENS = 512;
+
+/** Each row several times, one after another. */
+function repeat(x: Tensor, copies: number): Tensor {
+  if (copies === 1) return x;
+  const [rows = 0, ...rest] = x.shape;
+  return x.unsqueeze(1).expand(rows, copies, ...rest).reshape(rows * copies, ...rest);
+}
+
+/** A tensor of values in the type, on the device. */
+async function prepared(t: Tensor, options: { dtype: Dtype; device: Device }): Promise<Tensor> {
+  const { dtype, device } = options;
+  if (t.node.op === "leaf" && t.dtype === dtype) return t;
+  const [value] = await realize([t.cast(dtype)], { device });
+  return value!;
+}
+
+/** Noise as diffusers draws it: (pictures, channels, rows, columns) in the pipeline's type, then packed by 2 by 2. */
+function drawNoise(
+  seed: Seed | readonly Seed[],
+  { shape, dtype }: { shape: readonly [number, number, number, number]; dtype: FloatDtype },
+): ArrayOf[FloatDtype] {
+  const [pictures, channels, rows, columns] = shape;
+  const size = channels * rows * columns;
+  if (typeof seed === "object" && seed.length !== pictures) {
+    throw new RangeError(`Cannot draw noise for ${pictures} pictures from ${seed.length} seeds: pass one, or one each`);
+  }
+  const draws = typeof seed === "object"
+    ? seed.map((s) => new Generator(s).randn([1, channels, rows, columns], { dtype }))
+    : [new Generator(seed).randn(shape, { dtype })];
+  const packed = dtype === "f32" ? new Float32Array(pictures * size) : new Uint16Array(pictures * size);
+  let to = 0;
+  for (let picture = 0; picture < pictures; picture++) {
+    const noise = draws.length === 1 ? draws[0]! : draws[picture]!;
+    const start = draws.length === 1 ? picture * size : 0;
+    for (let y = 0; y < rows; y += 2) {
+      for (let x = 0; x < columns; x += 2) {
+        for (let c = 0; c < channels; c++) {
+          const corner = start + (c * rows + y) * columns + x;
+          packed[to++] = noise[corner]!;
+          packed[to++] = noise[corner + 1]!;
+          packed[to++] = noise[corner + columns]!;
+          packed[to++] = noise[corner + columns + 1]!;
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+/** A number rounded to a type. */
+function roundTo(dtype: FloatDtype, value: number): number {
+  if (dtype === "bf16") return bf16BitsToF32(f32ToBf16Bits(Float32Array.of(value)))[0]!;
+  if (dtype === "f16") return f16BitsToF32(f32ToF16Bits(Float32Array.of(value)))[0]!;
+  return Math.fround(value);
+}
+
+/** The text of a picture, where each has `copies` pictures or one is for all. */
+function at(texts: readonly string[], picture: number, copies: number): string {
+  return texts.length === 1 ? texts[0]! : texts[Math.floor(picture / copies)]!;
+}
+
+/** As many texts as there are prompts; one is for all. */
+function matching(texts: readonly string[], count: number, name: string): readonly string[] {
+  if (texts.length === count) return texts;
+  if (texts.length === 1) return Array.from({ length: count }, () => texts[0]!);
+  throw new TypeError(`Cannot use ${texts.length} of ${name} for ${count} prompts: pass one, or one for each`);
+}
+
+function exclusive(a: string, x: unknown, b: string, y: unknown): void {
+  if (x !== undefined && y !== undefined) throw new TypeError(`Cannot use both ${a} and ${b}: pass one of the two`);
+}
+
+function together(a: string, x: unknown, b: string, y: unknown): void {
+  if ((x === undefined) !== (y === undefined)) {
+    throw new TypeError(`Cannot use ${x === undefined ? b : a} alone: pass ${x === undefined ? a : b} as well`);
+  }
+}

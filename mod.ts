@@ -1,0 +1,34 @@
+/**
+ * Pictures from prompts with published diffusion models, on Deno: load a checkpoint, call it, save what it made.
+ *
+ * @example A picture
+ * ```ts
+ * import { FluxPipeline } from "./mod.ts";
+ *
+ * const pipe = await FluxPipeline.load("models/shapes-flux");
+ * const { images } = await pipe("a large red star on a navy background", { seed: 5, numInferenceSteps: 4 });
+ * console.log(images[0]!.width, images[0]!.height); // 128 128
+ * ```
+ *
+ * @module
+ */
+
+export * from "./lib/errors.ts";
+export * from "./lib/graph/dtypes.ts";
+export * from "./lib/media/image.ts";
+export * from "./lib/media/metrics.ts";
+export * from "./lib/media/progress.ts";
+export * from "./lib/media/terminal.ts";
+export * from "./lib/nn/layers.ts";
+export * from "./lib/nn/module.ts";
+export * from "./lib/pipelines/flux.ts";
+export * from "./lib/pipelines/hub.ts";
+export * from "./lib/pipelines/recipe.ts";
+export * from "./lib/pipelines/tokenizer.ts";
+export * from "./lib/schedulers/flow_match_euler_discrete.ts";
+export * from "./lib/tensor/device.ts";
+export * from "./lib/tensor/function.ts";
+export * from "./lib/tensor/random.ts";
+export * from "./lib/tensor/realize.ts";
+export * from "./lib/tensor/source.ts";
+export * from "./lib/tensor/tensor.ts";

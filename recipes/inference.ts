@@ -1,0 +1,17 @@
+#!/usr/bin/env -S deno run --no-prompt --allow-read --allow-write --allow-ffi=kernels/target/release --allow-env=DENOISE_LIBRARY,DENOISE_LEVEL,DENOISE_DUMP,DENOISE_CACHE,HF_ENDPOINT,HF_HUB_OFFLINE,HF_TOKEN,HOME,XDG_CACHE_HOME,LOCALAPPDATA --allow-net=huggingface.co,*.huggingface.co,*.hf.co
+/** Makes pictures from prompts: `deno task demo --prompt "a blue ring on a white background"`, `--help` for the rest. */
+
+import { FluxPipeline, inferenceTask } from "../mod.ts";
+
+// Flags, progress, Ctrl-C.
+const task = await inferenceTask(Deno.args);
+
+// Load: a folder, a hub id or a URL.
+const pipe = await FluxPipeline.load(task.model, task.load);
+task.prepare(pipe);
+
+// Run.
+const result = await pipe(task.prompts, task.options);
+
+// Keep the pictures, say how long it took.
+await task.finish(pipe, result);

@@ -1,0 +1,94 @@
+import assert from "node:assert/strict";
+import { openSafetensors, readTensor, writeSafetensors } from "../lib/tensor/safetensors.ts";
+
+async function goldens(...args: string[]): Promise<{ code: number; lines: string[]; stderr: string }> {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "--allow-all", "tools/goldens.ts", ...args],
+    env: { NO_COLOR: "1" },
+  }).output();
+  const text = new TextDecoder();
+  return { code, lines: text.decode(stdout).trim().split("\n"), stderr: text.decode(stderr) };
+}
+
+async function withFolder(test: (folder: string) => Promise<void>): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await test(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("every golden of the fixtures is reproduced on every level, and dumped under its own keys", async () => {
+  await withFolder(async (out) => {
+    const { code, lines, stderr } = await goldens("tests/fixtures", "--dump", out);
+    const failed = lines.filter((line) => line.startsWith("FAILED"));
+    assert.deepEqual([code, failed, stderr], [0, [], ""]);
+    const [, passed, skipped] = /^(\d+) passed, 0 failed, (\d+) skipped$/.exec(lines.at(-1)!) ?? [];
+    assert.equal(Number(passed), lines.filter((line) => line.startsWith("passed")).length);
+    assert.equal(Number(skipped), lines.filter((line) => line.startsWith("skipped")).length);
+    assert.ok(Number(passed) > 200, lines.at(-1));
+    for (const line of lines.filter((line) => line.startsWith("skipped"))) {
+      assert.match(line, /does not have yet|this CPU lacks/);
+    }
+    for (
+      const folder of [
+        "clip-mini",
+        "clip-eos2-mini",
+        "t5-mini",
+        "flux-dev-mini",
+        "flux-schnell-mini",
+        "vae-mini",
+        "random",
+        "shapes-flux",
+      ]
+    ) {
+      const expected = openSafetensors(`tests/fixtures/${folder}/cases.safetensors`);
+      const dumped = openSafetensors(`${out}/${folder}/cases.safetensors`);
+      for (const [key, { shape }] of expected.tensors) {
+        if (key.includes(".in.")) continue;
+        assert.deepEqual(dumped.tensors.get(key)?.shape, shape, `${folder}: ${key}`);
+      }
+    }
+    const texts = JSON.parse(await Deno.readTextFile(`${out}/tokenizers/cases.json`));
+    assert.deepEqual(texts, JSON.parse(await Deno.readTextFile("tests/fixtures/tokenizers/cases.json")));
+  });
+});
+
+Deno.test("a golden that is not reproduced fails, one that cannot be read too, unknown kinds are skipped", async () => {
+  await withFolder(async (folder) => {
+    for (const name of ["random", "schedulers", "quantization", "tokenizers"]) {
+      await Deno.mkdir(`${folder}/deep/${name}`, { recursive: true });
+    }
+    const source = openSafetensors("tests/fixtures/random/cases.safetensors");
+    const key = "seed1.randn40.f32";
+    const data = readTensor(source, key);
+    new Float32Array(data.buffer)[7]! += 1e-4;
+    await writeSafetensors(`${folder}/deep/random/cases.safetensors`, [
+      { name: key, dtype: "F32", shape: [40], data },
+      { name: "seed1.randn5.f32", dtype: "F32", shape: [5], data: readTensor(source, "seed1.randn5.f32") },
+    ]);
+    await Deno.writeTextFile(`${folder}/deep/schedulers/cases.safetensors`, "broken");
+    await Deno.copyFile("tests/fixtures/random/cases.safetensors", `${folder}/deep/quantization/cases.safetensors`);
+    await Deno.writeTextFile(
+      `${folder}/deep/tokenizers/cases.json`,
+      JSON.stringify([{ text: "a", clip: [0, 293, 1], t5: [4, 1] }]),
+    );
+    const { code, lines } = await goldens(folder);
+    assert.equal(code, 1);
+    assert.match(lines[0]!, /^skipped +deep\/quantization: .* does not have yet$/);
+    assert.match(lines[1]!, /^FAILED +deep\/random: seed1.randn40.f32: largest difference 0.0001/);
+    assert.match(lines[2]!, /^passed +deep\/random: seed1.randn5.f32/);
+    assert.match(lines[3]!, /^FAILED +deep\/schedulers: .*cases.safetensors/);
+    assert.match(lines[4]!, /^FAILED +deep\/tokenizers: 0 "a": differences 1$/);
+    assert.equal(lines[5], "1 passed, 3 failed, 1 skipped");
+  });
+});
+
+Deno.test("what is no folder is refused in a sentence", async () => {
+  for (const args of [[], ["tests/nowhere"], ["tests", "lib"]]) {
+    const { code, stderr } = await goldens(...args);
+    assert.equal(code, 1);
+    assert.match(stderr, /pass one folder of goldens/);
+  }
+});

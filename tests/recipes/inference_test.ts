@@ -1,0 +1,165 @@
+import assert from "node:assert/strict";
+import { Image } from "../../lib/media/image.ts";
+import { parseInferenceFlags } from "../../lib/pipelines/recipe.ts";
+
+const RECIPE = "recipes/inference.ts";
+/** The recipe's own permissions, from its first line. */
+const PERMISSIONS = (await Deno.readTextFile(RECIPE)).split("\n")[0]!.split(" ").filter((word) =>
+  word.startsWith("--")
+);
+const SMALL = ["--height", "32", "--width", "32", "--num-inference-steps", "2", "--max-sequence-length", "16"];
+
+async function run(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", ...PERMISSIONS, RECIPE, ...args],
+    env: { NO_COLOR: "1" },
+  }).output();
+  const text = new TextDecoder();
+  return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
+}
+
+async function withFolder(test: (folder: string) => Promise<void>): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await test(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("the recipe writes a picture under its own permissions, and says so in JSON", async () => {
+  await withFolder(async (folder) => {
+    const out = `${folder}/new/star.png`;
+    const { code, stdout, stderr } = await run(...SMALL, "--json", "--out", out, "--prompt", "a red star");
+    assert.equal(code, 0, stderr);
+    assert.equal(stderr, "");
+    const report = JSON.parse(stdout);
+    assert.deepEqual(report.paths, [out]);
+    assert.deepEqual(Object.keys(report.seconds), ["load", "text_encoding", "denoising", "decoding"]);
+    for (const seconds of [...Object.values(report.seconds), report.seconds_per_step]) assert.ok(Number(seconds) > 0);
+    assert.equal(report.seconds_per_step, report.seconds.denoising / 2);
+    assert.ok(report.peak_memory_bytes > 1e7);
+    const { width, height, metadata } = await Image.open(out);
+    assert.deepEqual([width, height, metadata.prompt, metadata.seed], [32, 32, "a red star", "5"]);
+  });
+});
+
+Deno.test("the recipe writes several pictures into a folder, and says so in a table", async () => {
+  await withFolder(async (folder) => {
+    const prompts = ["--prompt", "a red star", "--prompt", "a blue ring"];
+    const { code, stdout, stderr } = await run(...SMALL, ...prompts, "--num-images-per-prompt", "2", "--out", folder);
+    assert.equal(code, 0, stderr);
+    const names = (await Array.fromAsync(Deno.readDir(folder))).map((entry) => entry.name).sort();
+    assert.deepEqual(names, ["00.png", "01.png", "02.png", "03.png"]);
+    assert.equal((await Image.open(`${folder}/02.png`)).metadata.prompt, "a blue ring");
+    for (
+      const word of ["load", "text encoding", "denoising", "a step", "decoding", "peak memory", "00.png", "03.png"]
+    ) {
+      assert.ok(stdout.includes(word), word);
+    }
+  });
+});
+
+Deno.test("the recipe's help names every flag", async () => {
+  const { code, stdout } = await run("--help");
+  assert.equal(code, 0);
+  for (
+    const flag
+      of "model prompt prompt-2 negative-prompt true-cfg-scale seed num-inference-steps guidance-scale height width max-sequence-length num-images-per-prompt dtype vae-tiling vae-slicing out show json help"
+        .split(" ")
+  ) {
+    assert.match(stdout, new RegExp(`^ +--${flag}\\b`, "m"));
+  }
+});
+
+Deno.test("what goes wrong is one sentence and an exit code", async () => {
+  await withFolder(async (folder) => {
+    await Deno.writeTextFile(`${folder}/file`, "");
+    const wrong: [RegExp, string[]][] = [
+      [/--stepps/, ["--stepps", "3"]],
+      [/multiples of 16/, ["--height", "100", "--out", `${folder}/a.png`]],
+      [/Cannot make the folder/, ["--out", `${folder}/file/a.png`]],
+      [/no\/such\/folder/, ["--model", "./no/such/folder", "--out", `${folder}/a.png`]],
+    ];
+    for (const [message, args] of wrong) {
+      const { code, stdout, stderr } = await run(...args);
+      assert.equal(code, 1, args.join(" "));
+      assert.match(stderr, message);
+      assert.equal(stderr.trim().split("\n").length, 1, stderr);
+      assert.equal(stdout, "");
+    }
+    assert.deepEqual((await Array.fromAsync(Deno.readDir(folder))).map((e) => e.name), ["file"]);
+  });
+});
+
+Deno.test("Ctrl-C stops the recipe and leaves no file", { ignore: Deno.build.os === "windows" }, async () => {
+  await withFolder(async (folder) => {
+    const child = new Deno.Command(Deno.execPath(), {
+      args: [
+        "run",
+        ...PERMISSIONS,
+        RECIPE,
+        "--out",
+        `${folder}/a.png`,
+        "--num-inference-steps",
+        "999",
+        "--height",
+        "512",
+        "--width",
+        "512",
+      ],
+      stdout: "null",
+      stderr: "piped",
+    }).spawn();
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    child.kill("SIGINT");
+    const { code, stderr } = await child.output();
+    assert.equal(code, 130, new TextDecoder().decode(stderr));
+    assert.match(new TextDecoder().decode(stderr), /Stopped/);
+    assert.deepEqual(await Array.fromAsync(Deno.readDir(folder)), []);
+  });
+});
+
+Deno.test("flags are read: defaults, repeated ones, wide seeds", () => {
+  const flags = parseInferenceFlags([]);
+  assert.deepEqual(flags.prompts, ["a large red star on a navy background"]);
+  assert.deepEqual([flags.model, flags.dtype, flags.out], ["models/shapes-flux", "f32", "out/picture.png"]);
+  const { seed, height, width, numInferenceSteps, guidanceScale, maxSequenceLength } = flags.options;
+  assert.deepEqual([seed, height, width, numInferenceSteps, guidanceScale, maxSequenceLength], [
+    5,
+    128,
+    128,
+    20,
+    3.5,
+    32,
+  ]);
+  assert.equal(parseInferenceFlags(["--seed", "18446744073709551615"]).options.seed, 2n ** 64n - 1n);
+  assert.equal(parseInferenceFlags(["--seed=-7"]).options.seed, -7);
+  const several = parseInferenceFlags(["--prompt", "a", "--prompt", "", "--prompt-2", "c", "--vae-tiling"]);
+  assert.deepEqual([several.prompts, several.options.prompt2, several.out], [["a", ""], ["c"], "out/pictures"]);
+  assert.deepEqual([several.vaeTiling, several.vaeSlicing], [true, false]);
+});
+
+for (
+  const [args, message] of [
+    [["--seed", "1.5"], /--seed "1.5": pass an integer/],
+    [["--seed", "18446744073709551616"], /-2\^63 to 2\^64 - 1/],
+    [["--guidance-scale", "nan"], /--guidance-scale "nan": pass a number/],
+    [["--guidance-scale", ""], /pass a number/],
+    [["--num-inference-steps", "0"], /--num-inference-steps 0: pass an integer of at least 1/],
+    [["--dtype", "int8"], /--dtype "int8": pass f32, bf16 or f16/],
+    [["--prompt", "a", "--prompt", "b", "--out", "a.png"], /2 pictures to --out a.png: pass a folder/],
+    [["--out", "a.jpg"], /ends in .png/],
+    [["--negative-prompt", "b"], /one above 1/],
+    [["star.png"], /star.png/],
+    [["--prompt"], /--prompt/],
+  ] as const
+) {
+  Deno.test(`a wrong flag is refused: ${args.join(" ")}`, () => {
+    assert.throws(() => parseInferenceFlags(args), (error) => {
+      assert.ok(error instanceof RangeError);
+      assert.match(error.message, message);
+      return true;
+    });
+  });
+}
