@@ -15,14 +15,18 @@
 
 export * from "./lib/errors.ts";
 export * from "./lib/graph/dtypes.ts";
+export type { Node, OpName, Params, Rate, ViewName } from "./lib/graph/node.ts";
+export type { KernelName } from "./lib/graph/schema.ts";
 export * from "./lib/media/image.ts";
 export * from "./lib/media/metrics.ts";
+export type { Pixels } from "./lib/media/png.ts";
 export * from "./lib/media/progress.ts";
 export * from "./lib/media/terminal.ts";
 export * from "./lib/nn/layers.ts";
 export * from "./lib/nn/module.ts";
 export * from "./lib/pipelines/flux.ts";
 export * from "./lib/pipelines/hub.ts";
+export type { Seed } from "./lib/pipelines/pipeline.ts";
 export * from "./lib/pipelines/recipe.ts";
 export * from "./lib/pipelines/tokenizer.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
@@ -30,5 +34,5 @@ export * from "./lib/tensor/device.ts";
 export * from "./lib/tensor/function.ts";
 export * from "./lib/tensor/random.ts";
 export * from "./lib/tensor/realize.ts";
-export * from "./lib/tensor/source.ts";
+export { type ArrayOf, tensor } from "./lib/tensor/source.ts";
 export * from "./lib/tensor/tensor.ts";

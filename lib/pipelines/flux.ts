@@ -19,8 +19,8 @@ import { type CompiledFunction, compileFunction } from "../tensor/function.ts";
 import { Generator } from "../tensor/random.ts";
 import { realize, toArray } from "../tensor/realize.ts";
 import { type ArrayOf, tensor } from "../tensor/source.ts";
-import { concat, type Tensor } from "../tensor/tensor.ts";
-import { type DownloadProgress, resolveModel, type ResolveOptions } from "./hub.ts";
+import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
+import { resolveModel, type ResolveOptions } from "./hub.ts";
 import {
   callable,
   checkCount,
@@ -395,16 +395,15 @@ class Runner {
 
   #velocity(inputs: StepInputs): Tensor {
     const { transformer } = this.#parts;
-    const { latents, timesteps, guidance, textIds, imageIds } = inputs;
+    const { latents, timesteps, guidance, rows, textIds, imageIds } = inputs;
     const batch = latents.size(0);
-    const promptEmbeds = repeat(inputs.promptEmbeds, batch / inputs.promptEmbeds.size(0));
     const pooledProjections = repeat(inputs.pooledPromptEmbeds, batch / inputs.pooledPromptEmbeds.size(0));
+    // The condition of all steps is one table, which is computed once a run; a step selects its rows.
+    const conditions = transformer.condition({ timestep: timesteps, guidance, pooledProjections });
     return transformer.forward({
       hiddenStates: latents,
-      encoderHiddenStates: promptEmbeds,
-      pooledProjections,
-      timestep: timesteps,
-      guidance: guidance.expand(batch),
+      encoderHiddenStates: repeat(inputs.promptEmbeds, batch / inputs.promptEmbeds.size(0)),
+      temb: embedding(rows, conditions),
       imgIds: imageIds,
       txtIds: textIds,
     });
@@ -429,7 +428,7 @@ class Runner {
     prompt: string | readonly string[] | undefined,
     options: FluxOptions,
   ): AsyncGenerator<FluxStep, FluxResult, void> {
-    const { device, dtype, scheduler } = this.#parts;
+    const { dtype, scheduler } = this.#parts;
     const plan = this.#check(prompt, options);
     const { signal } = options;
     signal?.throwIfAborted();

@@ -92,7 +92,7 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
   try {
     values = parseArgs({ args: [...args], options, allowPositionals: false }).values;
   } catch (cause) {
-    const [sentence] = String((cause as Error).message).split(/[.\n]/);
+    const [sentence] = String((cause as Error).message).split(/\. |\n/);
     throw new RangeError(`${sentence}: --help lists the flags`, { cause });
   }
   const text = (name: FlagName): string => (values[name] ?? (FLAGS[name] as Flag).fallback) as string;

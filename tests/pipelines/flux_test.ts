@@ -26,6 +26,22 @@ function assertClose(actual: ArrayLike<number>, expected: ArrayLike<number>, wha
   assert.ok(Math.sqrt(error / norm) < 1e-5, `${what}: ${Math.sqrt(error / norm)}`);
 }
 
+/** A call of diffusers' pipeline. */
+interface PipelineCase {
+  case: string;
+  prompt: string[];
+  prompt_2?: string[];
+  negative_prompt?: string[];
+  true_cfg_scale?: number;
+  seed: number;
+  num_inference_steps: number;
+  guidance_scale: number;
+  height: number;
+  width: number;
+  max_sequence_length: number;
+  num_images_per_prompt?: number;
+}
+
 async function withFolder(test: (folder: string) => Promise<void>): Promise<void> {
   const folder = await Deno.makeTempDir();
   try {
@@ -65,12 +81,9 @@ Deno.test("a picture equals diffusers': embeddings, noise, the first step, the p
 });
 
 Deno.test("several prompts, another size, two pictures of a prompt, a negative prompt, a second prompt", async () => {
-  const cases = JSON.parse(await Deno.readTextFile("tests/fixtures/shapes-flux/cases.json")) as Record<
-    string,
-    string & string[] & number
-  >[];
+  const cases = JSON.parse(await Deno.readTextFile("tests/fixtures/shapes-flux/cases.json")) as PipelineCase[];
   for (const golden of cases.slice(3)) {
-    const { images } = await pipe(golden.prompt!, {
+    const { images } = await pipe(golden.prompt, {
       prompt2: golden.prompt_2,
       negativePrompt: golden.negative_prompt,
       trueCfgScale: golden.true_cfg_scale,
@@ -86,7 +99,7 @@ Deno.test("several prompts, another size, two pictures of a prompt, a negative p
       const expected = await Image.open(`tests/fixtures/shapes-flux/${golden.case}_${i}_f32.png`);
       assert.ok(maxAbsDifference(image, expected) <= 2, `${golden.case}_${i}`);
     }
-    assert.equal(images.length, golden.prompt!.length * (golden.num_images_per_prompt ?? 1));
+    assert.equal(images.length, golden.prompt.length * (golden.num_images_per_prompt ?? 1));
   }
 });
 
