@@ -162,10 +162,13 @@ const SLAB_BYTES: usize = 256 << 10;
 /// Sums that wait for the next range of channels.
 const SUMS_BYTES: usize = 1 << 20;
 
-/// Winograd's way pays from so many channels, filters and pixels on.
-const WINDOW_CHANNELS: usize = 32;
-const WINDOW_FILTERS: usize = 32;
-const WINDOW_PIXELS: usize = 64;
+/// Winograd's way pays from so many channels and pixels on.
+const WINDOW_CHANNELS: usize = 8;
+const WINDOW_PIXELS: usize = 32;
+/// Channels of a range then.
+const WINDOW_RANGE: usize = 128;
+/// Windows of a task then.
+const WINDOWS: usize = 128;
 /// Transformed input of a task.
 const WINDOWS_BYTES: usize = 512 << 10;
 
@@ -187,13 +190,12 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let windows = A::CHANNELS == 1
         && (p.kh, p.kw, p.stride) == (3, 3, 1)
         && channels >= WINDOW_CHANNELS
-        && filters >= WINDOW_FILTERS
         && rows * columns >= WINDOW_PIXELS;
 
     // The range of channels that is summed at a time: as even as can be.
     let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
     let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
-    let most = if windows { 128 / UNITS } else { PANEL_BYTES / group_bytes };
+    let most = if windows { WINDOW_RANGE / UNITS } else { PANEL_BYTES / group_bytes };
     let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
     let groups = all_groups.div_ceil(ranges);
 
@@ -203,7 +205,7 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let columns_each = if windows { columns_each.next_multiple_of(WINDOW) } else { columns_each };
     let strips = columns.div_ceil(columns_each);
     let most = if windows {
-        let count = (WINDOWS_BYTES / (16 * groups * CELL)).min(128);
+        let count = (WINDOWS_BYTES / (16 * groups * CELL)).min(WINDOWS);
         count.div_ceil(columns_each / WINDOW) * WINDOW
     } else {
         let line = ((columns_each - 1) * p.stride + p.kw).next_multiple_of(p.stride) * groups * CELL;
