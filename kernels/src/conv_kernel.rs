@@ -32,6 +32,8 @@ pub trait Arith: Copy + Send + Sync + 'static {
     const CHANNELS: usize;
     /// Fills a cell from `n` adjacent channels, at least one; nothing beyond them is read.
     unsafe fn fill<S: Simd>(cell: *mut f32, x: *const Self::E, n: usize);
+    /// One unit's weight of one filter of a block, as a unit.
+    unsafe fn weight(w: *const Self::E, filter: usize) -> f32;
     /// One unit's weights of a vector of filters.
     unsafe fn weights<S: Simd>(w: *const Self::E) -> S::V;
     /// sum + unit * weights.
@@ -64,6 +66,10 @@ impl<E: Element> Arith for Widen<E> {
         }
     }
     #[inline(always)]
+    unsafe fn weight(w: *const E, filter: usize) -> f32 {
+        unsafe { (*w.add(filter)).get() }
+    }
+    #[inline(always)]
     unsafe fn weights<S: Simd>(w: *const E) -> S::V {
         unsafe { E::load::<S>(w) }
     }
@@ -91,6 +97,10 @@ impl Arith for Pairs {
                 std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, 2 * n);
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn weight(w: *const bf16, filter: usize) -> f32 {
+        unsafe { *(w as *const f32).add(filter) }
     }
     #[inline(always)]
     unsafe fn weights<S: Simd>(w: *const bf16) -> S::V {
@@ -421,6 +431,139 @@ unsafe fn block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, s
 }
 dispatch!(pub fn block<A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32) => block_on);
 
+/// The most filters that `few_block` takes.
+pub const FEW: usize = 4;
+
+/// The weights of at most `FEW` filters for `few_block`: (group, tap, filter, unit), zeros in the last group's rest.
+///
+/// # Safety
+/// `plan.weight` holds the weights of the plan's channels and filters, in blocks of `width`.
+pub unsafe fn few_weights<A: Arith>(plan: &Plan, width: usize) -> Vec<f32> {
+    let (filters, lanes, taps) = (plan.out.dims[3], width / 2, plan.taps.len());
+    let units = plan.x.dims[3].div_ceil(A::CHANNELS);
+    let mut weights = vec![0.0; units.div_ceil(UNITS) * taps * filters * UNITS];
+    let mut from = plan.weight as *const A::E;
+    for group in 0..units.div_ceil(UNITS) {
+        for tap in 0..taps {
+            let to = (group * taps + tap) * filters * UNITS;
+            for unit in 0..(units - group * UNITS).min(UNITS) {
+                for filter in 0..filters {
+                    weights[to + filter * UNITS + unit] = unsafe { A::weight(from, filter) };
+                }
+                from = from.wrapping_add(lanes * A::CHANNELS);
+            }
+        }
+    }
+    weights
+}
+
+/// The most pixels of a tile of so many filters.
+const fn few_pixels<S: Simd>(filters: usize) -> usize {
+    let fit = (S::REGISTERS - filters - 2) / filters;
+    if fit > 8 {
+        8
+    } else if fit < 1 {
+        1
+    } else {
+        fit
+    }
+}
+
+/// Sums for `M` neighbouring pixels and `F` filters, whose lanes are units and come together at the end.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+unsafe fn few_tile<S: Simd, A: Arith, const M: usize, const F: usize>(
+    sum: &Sum,
+    x: *const u8,
+    mut w: *const f32,
+    sums: *mut f32, // (M, lane)
+) {
+    unsafe {
+        let mut s = [[S::splat(0.0); F]; M];
+        let mut group = x;
+        for _ in 0..sum.units.div_ceil(UNITS) {
+            for &tap in sum.taps {
+                let cell = group.add(tap) as *const f32;
+                for lane in (0..UNITS).step_by(S::LANES) {
+                    let mut weights = [S::splat(0.0); F];
+                    for f in 0..F {
+                        weights[f] = S::load(w.add(f * UNITS + lane));
+                    }
+                    for m in 0..M {
+                        let units = S::load(cell.add(m * UNITS + lane));
+                        for f in 0..F {
+                            s[m][f] = A::madd::<S>(s[m][f], units, weights[f]);
+                        }
+                    }
+                }
+                w = w.add(F * UNITS);
+            }
+            group = group.wrapping_add(sum.group_step);
+        }
+        for m in 0..M {
+            for f in 0..F {
+                *sums.add(m * S::LANES + f) = S::sum(s[m][f]);
+            }
+        }
+    }
+}
+
+/// `few_tile` for a number of pixels and filters that only the run knows.
+#[inline(always)]
+unsafe fn any_few_tile<S: Simd, A: Arith>(
+    m: usize,
+    filters: usize,
+    sum: &Sum,
+    x: *const u8,
+    w: *const f32,
+    sums: *mut f32,
+) {
+    macro_rules! arms {
+        ($($m:literal)*) => {
+            match (m, filters) {
+                $(
+                    ($m, 1) if $m <= few_pixels::<S>(1) => few_tile::<S, A, $m, 1>(sum, x, w, sums),
+                    ($m, 2) if $m <= few_pixels::<S>(2) => few_tile::<S, A, $m, 2>(sum, x, w, sums),
+                    ($m, 3) if $m <= few_pixels::<S>(3) => few_tile::<S, A, $m, 3>(sum, x, w, sums),
+                    ($m, 4) if $m <= few_pixels::<S>(4) => few_tile::<S, A, $m, 4>(sum, x, w, sums),
+                )*
+                _ => unreachable!("a tile of {m} pixels by {filters} filters"),
+            }
+        };
+    }
+    unsafe { arms!(1 2 3 4 5 6 7 8) }
+}
+
+/// One task of at most `FEW` filters, which would leave most lanes of a vector of filters idle. The slab holds all
+/// channels; `sums` holds a tile.
+#[inline(always)]
+unsafe fn few_block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
+    unsafe {
+        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let group_step = plan.columns() * CELL;
+        fill_slab::<S, A>(plan, task, 0, channels, slab);
+        let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(A::CHANNELS), first: true };
+        // The lanes beyond the filters are never stored, but read.
+        std::ptr::write_bytes(sums, 0, 8 * S::LANES);
+        let tiles = task.size.1.div_ceil(few_pixels::<S>(filters));
+        let (least, longer) = (task.size.1 / tiles, task.size.1 % tiles);
+        for row in 0..task.size.0 {
+            let line = slab.add(row * plan.stride * plan.groups * group_step);
+            let mut column = 0;
+            for t in 0..tiles {
+                let m = least + usize::from(t < longer);
+                any_few_tile::<S, A>(m, filters, &sum, line.add(column * CELL), weights.as_ptr(), sums);
+                let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
+                finish::<S, A>(plan, at, m, 0, 1, sums);
+                column += m;
+            }
+        }
+    }
+}
+dispatch!(pub fn few_block<A: Arith>(
+    plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32
+) => few_block_on);
+
 /// Pixels along the side of a window that Winograd's transform gives, and of one that it takes.
 pub const WINDOW: usize = 2;
 const WINDOW_IN: usize = 4;
@@ -504,6 +647,7 @@ pub unsafe fn winograd_block<E: Element>(level: Level, plan: &Plan, task: &Task,
 dispatch!(fn fill<A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) => fill_slab);
 
 /// B^T d B of every window d (4, 4) of the slab.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn transform_input_on<S: Simd>(
     plan: &Plan,
@@ -550,6 +694,7 @@ unsafe fn input_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 4] {
 }
 
 /// G g G^T of the weights g (3, 3) of every channel and filter.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn transform_weights_on<S: Simd, E: Element>(
     w: &Windows,
@@ -630,6 +775,7 @@ dispatch!(fn multiply(
 
 /// A^T m A of the products m (4, 4) of every window: four pixels, added to what `sums` holds. After the last range of
 /// channels, the result.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn finish_windows_on<S: Simd, E: Element>(
     plan: &Plan,

@@ -122,7 +122,7 @@ const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 fn every_count_of_channels_and_filters() {
     for dtype in DTYPES {
         for channels in [1, 3, 4, 16, 33] {
-            for filters in [1, 3, 16, 31, 64, 65, 70] {
+            for filters in [1, 3, 5, 16, 31, 64, 65, 70] {
                 Case { dtype, channels, filters, size: (2, 13), ..PLAIN.clone() }.conform();
             }
         }
@@ -205,6 +205,22 @@ fn windows() {
         Case { size: (8, 8), channels: 260, residual: Residual::Row, ..case.clone() }.conform();
         Case { size: (1, 131), channels: 32, filters: 33, ..case.clone() }.conform();
         Case { size: (131, 1), channels: 32, filters: 33, ..case.clone() }.conform();
+    }
+}
+
+#[test]
+fn few_filters() {
+    let mut i = 0;
+    for filters in [1, 2, 3, 4] {
+        for channels in [8, 17, 70] {
+            for width in [1, 7, 12, 101] {
+                let (dtype, stride) = (DTYPES[i % 3], 1 + i % 2);
+                i += 1;
+                let case = Case { dtype, stride, filters, channels, size: (3, width), gap: 1, ..PLAIN.clone() };
+                case.conform();
+                Case { kernel: (1, 1), pad: [0; 4], residual: Residual::Dense, ..case }.conform();
+            }
+        }
     }
 }
 

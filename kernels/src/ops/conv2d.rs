@@ -1,7 +1,10 @@
 //! Convolution, channels last, without a full im2col: see `conv_kernel` for the loops.
 
 use super::*;
-use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Task, UNITS, WINDOW, Widen, block, winograd_block, winograd_bytes};
+use crate::conv_kernel::{
+    Arith, CELL, FEW, Pairs, Plan, Task, UNITS, WINDOW, Widen, block, few_block, few_weights, winograd_block,
+    winograd_bytes,
+};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
@@ -187,7 +190,9 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let width = block_filters(cx.level);
     let blocks = filters.div_ceil(width);
     let macs = out.len() as f64 * (taps * channels) as f64;
-    let windows = A::CHANNELS == 1
+    let few = filters <= FEW && channels >= 8;
+    let windows = !few
+        && A::CHANNELS == 1
         && (p.kh, p.kw, p.stride) == (3, 3, 1)
         && channels >= WINDOW_CHANNELS
         && rows * columns >= WINDOW_PIXELS;
@@ -195,12 +200,20 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     // The range of channels that is summed at a time: as even as can be.
     let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
     let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
-    let most = if windows { WINDOW_RANGE / UNITS } else { PANEL_BYTES / group_bytes };
+    let most = match () {
+        _ if few => all_groups,
+        _ if windows => WINDOW_RANGE / UNITS,
+        _ => PANEL_BYTES / group_bytes,
+    };
     let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
     let groups = all_groups.div_ceil(ranges);
 
     // The block of pixels: a strip of the picture, as high as the caches allow.
-    let strips = columns.div_ceil(if windows { 32 } else { 96 });
+    let strips = columns.div_ceil(match () {
+        _ if few => (SLAB_BYTES / (p.kh * groups * CELL)).clamp(16, 96),
+        _ if windows => 32,
+        _ => 96,
+    });
     let columns_each = columns.div_ceil(strips);
     let columns_each = if windows { columns_each.next_multiple_of(WINDOW) } else { columns_each };
     let strips = columns.div_ceil(columns_each);
@@ -259,6 +272,7 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
             plan.taps.push((ky * groups * plan.columns() + column) * CELL);
         }
     }
+    let few_weights = if few { unsafe { few_weights::<A>(&plan, width) } } else { Vec::new() };
     let slab_bytes = plan.slab_bytes();
     let bytes = if windows { winograd_bytes(&plan, width) } else { slab_bytes + plan.sums * 4 };
     let task = |index: usize, thread: usize| {
@@ -273,6 +287,9 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
             let memory = cx.pool.scratch(thread, bytes);
             if windows {
                 winograd_block::<A::E>(cx.level, &plan, &task, width, memory);
+            } else if few {
+                let sums = memory.add(slab_bytes) as *mut f32;
+                few_block::<A>(cx.level, &plan, &task, &few_weights, memory, sums);
             } else {
                 // The slab, then the sums.
                 block::<A>(cx.level, &plan, &task, memory, memory.add(slab_bytes) as *mut f32);
