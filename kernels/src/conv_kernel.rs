@@ -93,8 +93,13 @@ impl Arith for Pairs {
             if n >= 2 * UNITS {
                 std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, CELL);
             } else {
-                std::ptr::write_bytes(cell as *mut u8, 0, CELL);
-                std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, 2 * n);
+                for i in (0..UNITS).step_by(S::LANES) {
+                    let pairs = (n / 2).saturating_sub(i).min(S::LANES);
+                    S::store(cell.add(i), S::load_n((x as *const f32).wrapping_add(i), pairs));
+                }
+                if n % 2 == 1 {
+                    *(cell as *mut bf16).add(n - 1) = *x.add(n - 1);
+                }
             }
         }
     }
@@ -350,8 +355,18 @@ unsafe fn finish<S: Simd, A: Arith>(
                 Some(bias) => S::load_n(bias.at(filter), n),
                 None => S::splat(0.0),
             };
+            let mut to = out.at::<A::E>(start(out) + filter);
+            let mut sums = sums.add(v * S::LANES);
+            if plan.act == Activation::None && plan.residual.is_none() && n == S::LANES {
+                for _ in 0..m {
+                    A::E::store::<S>(to, S::add(S::load(sums), bias));
+                    to = to.wrapping_add(out.strides[2]);
+                    sums = sums.wrapping_add(vectors * S::LANES);
+                }
+                continue;
+            }
             for p in 0..m {
-                let y = S::add(S::load(sums.add((p * vectors + v) * S::LANES)), bias);
+                let y = S::add(S::load(sums), bias);
                 let mut y = act::<S>(plan.act, y);
                 if let Some(residual) = &plan.residual {
                     let step = residual.strides[3];
@@ -371,12 +386,13 @@ unsafe fn finish<S: Simd, A: Arith>(
                     };
                     y = S::add(r, y);
                 }
-                let to = out.at::<A::E>(start(out) + p * out.strides[2] + filter);
                 if n == S::LANES {
                     A::E::store::<S>(to, y);
                 } else {
                     A::E::store_n::<S>(to, y, n);
                 }
+                to = to.wrapping_add(out.strides[2]);
+                sums = sums.wrapping_add(vectors * S::LANES);
             }
         }
     }
