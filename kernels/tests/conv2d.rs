@@ -166,6 +166,17 @@ fn strides_and_enlargement() {
 }
 
 #[test]
+fn patches() {
+    for dtype in DTYPES {
+        for side in [2, 16] {
+            let case = Case { dtype, size: (35, 67), channels: 3, filters: 20, kernel: (side, side), ..PLAIN.clone() };
+            Case { stride: side, pad: [0; 4], ..case.clone() }.conform();
+            Case { stride: side + 1, pad: [1, 3, 4, 4], ..case }.conform();
+        }
+    }
+}
+
+#[test]
 fn epilogues() {
     for dtype in DTYPES {
         for filters in [3, 64, 70] {

@@ -1,10 +1,9 @@
 //! Convolution, channels last, without a full im2col: see `conv_kernel` for the loops.
 
 use super::*;
-use crate::conv_kernel::{
-    Arith, CELL, FEW, Pairs, Plan, Task, UNITS, WINDOW, Widen, block, few_block, few_weights, winograd_block,
-    winograd_bytes,
-};
+use crate::conv_kernel::few::{FEW, few_block, few_weights};
+use crate::conv_kernel::winograd::{WINDOW, winograd_block, winograd_bytes};
+use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Task, UNITS, Widen, block};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
@@ -160,7 +159,9 @@ fn block_filters(level: Level) -> usize {
 
 /// Weights of one block of filters over one range of channels stay in the L2 cache while a slab is swept.
 const PANEL_BYTES: usize = 160 << 10;
-/// So does the slab.
+/// Longer sums gain nothing, and weights of 1 by 1 kernels then stay in the L1 cache.
+const PANEL_GROUPS: usize = 8;
+/// The slab stays in the L2 cache too.
 const SLAB_BYTES: usize = 256 << 10;
 /// Sums that wait for the next range of channels.
 const SUMS_BYTES: usize = 1 << 20;
@@ -203,17 +204,14 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let most = match () {
         _ if few => all_groups,
         _ if windows => WINDOW_RANGE / UNITS,
-        _ => PANEL_BYTES / group_bytes,
+        _ => (PANEL_BYTES / group_bytes).min(PANEL_GROUPS),
     };
     let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
     let groups = all_groups.div_ceil(ranges);
 
     // The block of pixels: a strip of the picture, as high as the caches allow.
-    let strips = columns.div_ceil(match () {
-        _ if few => (SLAB_BYTES / (p.kh * groups * CELL)).clamp(16, 96),
-        _ if windows => 32,
-        _ => 96,
-    });
+    let strip = 2 * SLAB_BYTES / (p.kh * p.stride * groups * CELL);
+    let strips = columns.div_ceil(if windows { 32 } else { strip.clamp(1, 96) });
     let columns_each = columns.div_ceil(strips);
     let columns_each = if windows { columns_each.next_multiple_of(WINDOW) } else { columns_each };
     let strips = columns.div_ceil(columns_each);
