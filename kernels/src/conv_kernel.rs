@@ -180,10 +180,13 @@ pub struct Task {
     pub blocks: (usize, usize),
 }
 
+/// The most pixels of any tile.
+pub const TILE_PIXELS: usize = 14;
+
 /// The most pixels of a tile that is `vectors` wide: sums, weights and one unit must fit the registers.
 pub const fn tile_pixels<S: Simd>(vectors: usize) -> usize {
     match (S::REGISTERS, vectors) {
-        (32, _) => 14,
+        (32, _) => TILE_PIXELS,
         (16, 2) => 6,
         (16, _) => 12,
         (_, 2) => 2,
