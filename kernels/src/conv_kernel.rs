@@ -6,17 +6,18 @@
 //! modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
 //! tile's loop needs no strides, no borders and no dtypes.
 //!
-//! Kernels of 3 by 3 at stride 1 can go by Winograd's F(2x2, 3x3) instead: 4 by 4 windows of the slab and the weights
-//! are transformed so that 16 products give the 4 pixels that take 36 directly. In f32 it is about as exact.
+//! `winograd` and `few` are other ways over the same slab, for kernels of 3 by 3 and for few filters.
 
 use crate::activation::act;
 use crate::dispatch;
-use crate::level::Level;
 use crate::schema::Activation;
 use crate::simd::{Element, Simd};
 use crate::view::View;
 use half::bf16;
 use std::marker::PhantomData;
+
+pub mod few;
+pub mod winograd;
 
 /// Units in a cell.
 pub const UNITS: usize = 16;
@@ -32,6 +33,8 @@ pub trait Arith: Copy + Send + Sync + 'static {
     const CHANNELS: usize;
     /// Fills a cell from `n` adjacent channels, at least one; nothing beyond them is read.
     unsafe fn fill<S: Simd>(cell: *mut f32, x: *const Self::E, n: usize);
+    /// One unit's weight of one filter of a block, as a unit.
+    unsafe fn weight(w: *const Self::E, filter: usize) -> f32;
     /// One unit's weights of a vector of filters.
     unsafe fn weights<S: Simd>(w: *const Self::E) -> S::V;
     /// sum + unit * weights.
@@ -64,6 +67,10 @@ impl<E: Element> Arith for Widen<E> {
         }
     }
     #[inline(always)]
+    unsafe fn weight(w: *const E, filter: usize) -> f32 {
+        unsafe { (*w.add(filter)).get() }
+    }
+    #[inline(always)]
     unsafe fn weights<S: Simd>(w: *const E) -> S::V {
         unsafe { E::load::<S>(w) }
     }
@@ -87,10 +94,19 @@ impl Arith for Pairs {
             if n >= 2 * UNITS {
                 std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, CELL);
             } else {
-                std::ptr::write_bytes(cell as *mut u8, 0, CELL);
-                std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, 2 * n);
+                for i in (0..UNITS).step_by(S::LANES) {
+                    let pairs = (n / 2).saturating_sub(i).min(S::LANES);
+                    S::store(cell.add(i), S::load_n((x as *const f32).wrapping_add(i), pairs));
+                }
+                if n % 2 == 1 {
+                    *(cell as *mut bf16).add(n - 1) = *x.add(n - 1);
+                }
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn weight(w: *const bf16, filter: usize) -> f32 {
+        unsafe { *(w as *const f32).add(filter) }
     }
     #[inline(always)]
     unsafe fn weights<S: Simd>(w: *const bf16) -> S::V {
@@ -164,10 +180,13 @@ pub struct Task {
     pub blocks: (usize, usize),
 }
 
+/// The most pixels of any tile.
+pub const TILE_PIXELS: usize = 14;
+
 /// The most pixels of a tile that is `vectors` wide: sums, weights and one unit must fit the registers.
 pub const fn tile_pixels<S: Simd>(vectors: usize) -> usize {
     match (S::REGISTERS, vectors) {
-        (32, _) => 14,
+        (32, _) => TILE_PIXELS,
         (16, 2) => 6,
         (16, _) => 12,
         (_, 2) => 2,
@@ -340,8 +359,18 @@ unsafe fn finish<S: Simd, A: Arith>(
                 Some(bias) => S::load_n(bias.at(filter), n),
                 None => S::splat(0.0),
             };
+            let mut to = out.at::<A::E>(start(out) + filter);
+            let mut sums = sums.add(v * S::LANES);
+            if plan.act == Activation::None && plan.residual.is_none() && n == S::LANES {
+                for _ in 0..m {
+                    A::E::store::<S>(to, S::add(S::load(sums), bias));
+                    to = to.wrapping_add(out.strides[2]);
+                    sums = sums.wrapping_add(vectors * S::LANES);
+                }
+                continue;
+            }
             for p in 0..m {
-                let y = S::add(S::load(sums.add((p * vectors + v) * S::LANES)), bias);
+                let y = S::add(S::load(sums), bias);
                 let mut y = act::<S>(plan.act, y);
                 if let Some(residual) = &plan.residual {
                     let step = residual.strides[3];
@@ -361,12 +390,13 @@ unsafe fn finish<S: Simd, A: Arith>(
                     };
                     y = S::add(r, y);
                 }
-                let to = out.at::<A::E>(start(out) + p * out.strides[2] + filter);
                 if n == S::LANES {
                     A::E::store::<S>(to, y);
                 } else {
                     A::E::store_n::<S>(to, y, n);
                 }
+                to = to.wrapping_add(out.strides[2]);
+                sums = sums.wrapping_add(vectors * S::LANES);
             }
         }
     }
@@ -420,264 +450,3 @@ unsafe fn block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, s
     }
 }
 dispatch!(pub fn block<A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32) => block_on);
-
-/// Pixels along the side of a window that Winograd's transform gives, and of one that it takes.
-pub const WINDOW: usize = 2;
-const WINDOW_IN: usize = 4;
-/// Products of a window.
-const PRODUCTS: usize = WINDOW_IN * WINDOW_IN;
-
-/// The working memory of Winograd's way: offsets in floats, each part a multiple of a cache line.
-struct Windows {
-    /// Windows in a task's widest row, and in all.
-    columns: usize,
-    count: usize,
-    /// Floats between the products of transformed inputs (group, window), weights (channel, filter) and results
-    /// (window, filter), and between groups of the first. Not powers of two, so that the 16 products of one window lie
-    /// in different sets of the cache.
-    input_step: usize,
-    group_step: usize,
-    weight_step: usize,
-    result_step: usize,
-}
-
-impl Windows {
-    fn new(size: (usize, usize), groups: usize, width: usize) -> Self {
-        let columns = size.1.div_ceil(WINDOW);
-        let count = size.0.div_ceil(WINDOW) * columns;
-        let group_step = (count | 1) * UNITS;
-        Self {
-            columns,
-            count,
-            group_step,
-            input_step: groups * group_step + UNITS,
-            weight_step: groups * UNITS * width + 2 * UNITS,
-            result_step: count * width + 2 * UNITS,
-        }
-    }
-}
-
-/// Bytes of working memory of one task by Winograd's way, when blocks of filters are `width` wide.
-pub fn winograd_bytes(plan: &Plan, width: usize) -> usize {
-    let w = Windows::new(plan.block, plan.groups, width);
-    plan.slab_bytes() + (PRODUCTS * (w.input_step + w.weight_step + w.result_step) + plan.sums) * 4
-}
-
-/// One task by Winograd's way. Ranges of channels add up as pixels, since the transforms are linear.
-///
-/// # Safety
-/// As `block`; `memory` holds `winograd_bytes`, and the kernel is 3 by 3 at stride 1.
-pub unsafe fn winograd_block<E: Element>(level: Level, plan: &Plan, task: &Task, width: usize, memory: *mut u8) {
-    unsafe {
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
-        let all = Windows::new(plan.block, plan.groups, width);
-        let slab = memory;
-        let inputs = memory.add(plan.slab_bytes()) as *mut f32;
-        let weights = inputs.add(PRODUCTS * all.input_step);
-        let results = weights.add(PRODUCTS * all.weight_step);
-        let sums = results.add(PRODUCTS * all.result_step);
-        let w = Windows::new(task.size, plan.groups, width);
-        // Whole windows, also where the picture ends within one.
-        let size = [task.size.0, task.size.1].map(|n| n.next_multiple_of(WINDOW));
-        let windows = Task { size: (size[0], size[1]), ..*task };
-        let range = plan.groups * UNITS;
-        let ranges = channels.div_ceil(range);
-        for r in 0..ranges {
-            let channel = r * range;
-            let channels = (channels - channel).min(range);
-            fill::<Widen<E>>(level, plan, &windows, channel, channels, slab);
-            transform_input(level, plan, &windows, &w, channels, slab, inputs);
-            for b in task.blocks.0..task.blocks.1 {
-                let lanes = if filters - b * width > width / 2 { width } else { width / 2 };
-                let packed = plan.weight.add(b * plan.panel) as *const E;
-                let packed = packed.add(channel * plan.taps.len() * lanes);
-                transform_weights::<E>(level, &w, channels, lanes, packed, weights);
-                multiply(level, &w, channels, lanes, inputs, weights, results);
-                let index = if ranges == 1 { 0 } else { b - task.blocks.0 };
-                let sums = sums.add(index * size[0] * size[1] * width);
-                let last = r + 1 == ranges;
-                finish_windows::<E>(level, plan, task, &w, (b * width, lanes), (r == 0, last), results, sums);
-            }
-        }
-    }
-}
-dispatch!(fn fill<A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) => fill_slab);
-
-/// B^T d B of every window d (4, 4) of the slab.
-#[inline(always)]
-unsafe fn transform_input_on<S: Simd>(
-    plan: &Plan,
-    task: &Task,
-    w: &Windows,
-    channels: usize,
-    slab: *const u8,
-    inputs: *mut f32,
-) {
-    unsafe {
-        let columns = plan.columns();
-        for group in 0..channels.div_ceil(UNITS) {
-            for y in 0..task.size.0 / WINDOW {
-                for x in 0..w.columns {
-                    let cell = ((y * WINDOW * plan.groups + group) * columns + x * WINDOW) * UNITS;
-                    let from = (slab as *const f32).add(cell);
-                    let to = inputs.add(group * w.group_step + (y * w.columns + x) * UNITS);
-                    for lane in (0..UNITS).step_by(S::LANES) {
-                        let mut d = [[S::splat(0.0); 4]; 4];
-                        for i in 0..4 {
-                            let row = from.add(i * plan.groups * columns * UNITS + lane);
-                            let [a, b, c, e] = [0, 1, 2, 3].map(|j| row.add(j * UNITS));
-                            d[i] = input_row::<S>(S::load(a), S::load(b), S::load(c), S::load(e));
-                        }
-                        for j in 0..4 {
-                            let t = input_row::<S>(d[0][j], d[1][j], d[2][j], d[3][j]);
-                            for i in 0..4 {
-                                S::store(to.add((i * 4 + j) * w.input_step + lane), t[i]);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-dispatch!(fn transform_input(
-    plan: &Plan, task: &Task, w: &Windows, channels: usize, slab: *const u8, inputs: *mut f32
-) => transform_input_on);
-
-#[inline(always)]
-unsafe fn input_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 4] {
-    unsafe { [S::sub(a, c), S::add(b, c), S::sub(c, b), S::sub(b, d)] }
-}
-
-/// G g G^T of the weights g (3, 3) of every channel and filter.
-#[inline(always)]
-unsafe fn transform_weights_on<S: Simd, E: Element>(
-    w: &Windows,
-    channels: usize,
-    lanes: usize,
-    packed: *const E,  // (group, tap, unit, filter)
-    weights: *mut f32, // (product, channel, filter)
-) {
-    unsafe {
-        for first in (0..channels).step_by(UNITS) {
-            let units = (channels - first).min(UNITS);
-            for unit in 0..units {
-                for lane in (0..lanes).step_by(S::LANES) {
-                    let from = packed.add((first * 9 + unit) * lanes + lane);
-                    let mut g = [[S::splat(0.0); 4]; 3];
-                    for i in 0..3 {
-                        let [a, b, c] = [0, 1, 2].map(|j| from.add((i * 3 + j) * units * lanes));
-                        g[i] = weight_row::<S>(E::load::<S>(a), E::load::<S>(b), E::load::<S>(c));
-                    }
-                    let to = weights.add((first + unit) * lanes + lane);
-                    for j in 0..4 {
-                        let t = weight_row::<S>(g[0][j], g[1][j], g[2][j]);
-                        for i in 0..4 {
-                            S::store(to.add((i * 4 + j) * w.weight_step), t[i]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-dispatch!(fn transform_weights<E: Element>(
-    w: &Windows, channels: usize, lanes: usize, packed: *const E, weights: *mut f32
-) => transform_weights_on);
-
-#[inline(always)]
-unsafe fn weight_row<S: Simd>(a: S::V, b: S::V, c: S::V) -> [S::V; 4] {
-    unsafe {
-        let half = S::splat(0.5);
-        let outer = S::mul(half, S::add(a, c));
-        let inner = S::mul(half, b);
-        [a, S::add(outer, inner), S::sub(outer, inner), c]
-    }
-}
-
-/// The 16 matrix products: windows by filters, over channels.
-#[inline(always)]
-unsafe fn multiply_on<S: Simd>(
-    w: &Windows,
-    channels: usize,
-    lanes: usize,
-    inputs: *const f32,
-    weights: *const f32,
-    results: *mut f32,
-) {
-    unsafe {
-        let vectors = lanes / S::LANES;
-        let sum = Sum { group_step: w.group_step * 4, taps: &[0], units: channels, first: true };
-        let tiles = w.count.div_ceil(tile_pixels::<S>(vectors));
-        let (least, longer) = (w.count / tiles, w.count % tiles);
-        for product in 0..PRODUCTS {
-            let inputs = inputs.add(product * w.input_step);
-            let weights = weights.add(product * w.weight_step);
-            let results = results.add(product * w.result_step);
-            let mut window = 0;
-            for t in 0..tiles {
-                let m = least + usize::from(t < longer);
-                let x = inputs.add(window * UNITS) as *const u8;
-                any_tile::<S, Widen<f32>>(m, vectors, &sum, x, weights, results.add(window * lanes));
-                window += m;
-            }
-        }
-    }
-}
-dispatch!(fn multiply(
-    w: &Windows, channels: usize, lanes: usize, inputs: *const f32, weights: *const f32, results: *mut f32
-) => multiply_on);
-
-/// A^T m A of the products m (4, 4) of every window: four pixels, added to what `sums` holds. After the last range of
-/// channels, the result.
-#[inline(always)]
-unsafe fn finish_windows_on<S: Simd, E: Element>(
-    plan: &Plan,
-    task: &Task,
-    w: &Windows,
-    block: (usize, usize), // the first filter, lanes
-    range: (bool, bool),   // whether it is the first, the last
-    results: *const f32,
-    sums: *mut f32, // (row, column, filter)
-) {
-    unsafe {
-        let (filter, lanes) = block;
-        let line = w.columns * WINDOW * lanes;
-        for y in 0..w.count / w.columns {
-            for x in 0..w.columns {
-                for lane in (0..lanes).step_by(S::LANES) {
-                    let from = results.add((y * w.columns + x) * lanes + lane);
-                    let mut m = [[S::splat(0.0); 2]; 4];
-                    for i in 0..4 {
-                        let [a, b, c, d] = [0, 1, 2, 3].map(|j| from.add((i * 4 + j) * w.result_step));
-                        m[i] = result_row::<S>(S::load(a), S::load(b), S::load(c), S::load(d));
-                    }
-                    let to = sums.add(y * WINDOW * line + x * WINDOW * lanes + lane);
-                    for j in 0..2 {
-                        let t = result_row::<S>(m[0][j], m[1][j], m[2][j], m[3][j]);
-                        for i in 0..2 {
-                            let to = to.add(i * line + j * lanes);
-                            S::store(to, if range.0 { t[i] } else { S::add(S::load(to), t[i]) });
-                        }
-                    }
-                }
-            }
-            if range.1 {
-                for row in y * WINDOW..((y + 1) * WINDOW).min(task.size.0) {
-                    let at = (task.batch, task.origin.0 + row, task.origin.1);
-                    let vectors = lanes / S::LANES;
-                    finish::<S, Widen<E>>(plan, at, task.size.1, filter, vectors, sums.add(row * line));
-                }
-            }
-        }
-    }
-}
-dispatch!(fn finish_windows<E: Element>(
-    plan: &Plan, task: &Task, w: &Windows, block: (usize, usize), range: (bool, bool), results: *const f32,
-    sums: *mut f32
-) => finish_windows_on);
-
-#[inline(always)]
-unsafe fn result_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 2] {
-    unsafe { [S::add(S::add(a, b), c), S::sub(S::sub(b, c), d)] }
-}

@@ -122,7 +122,7 @@ const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 fn every_count_of_channels_and_filters() {
     for dtype in DTYPES {
         for channels in [1, 3, 4, 16, 33] {
-            for filters in [1, 3, 16, 31, 64, 65, 70] {
+            for filters in [1, 3, 5, 16, 31, 64, 65, 70] {
                 Case { dtype, channels, filters, size: (2, 13), ..PLAIN.clone() }.conform();
             }
         }
@@ -161,6 +161,17 @@ fn strides_and_enlargement() {
                 let case = Case { dtype, batch: 2, size: (6, 9), channels: 19, filters: 33, ..PLAIN.clone() };
                 Case { stride, upsample, kernel, pad, gap: 3, ..case }.conform();
             }
+        }
+    }
+}
+
+#[test]
+fn patches() {
+    for dtype in DTYPES {
+        for side in [2, 16] {
+            let case = Case { dtype, size: (35, 67), channels: 3, filters: 20, kernel: (side, side), ..PLAIN.clone() };
+            Case { stride: side, pad: [0; 4], ..case.clone() }.conform();
+            Case { stride: side + 1, pad: [1, 3, 4, 4], ..case }.conform();
         }
     }
 }
@@ -205,6 +216,22 @@ fn windows() {
         Case { size: (8, 8), channels: 260, residual: Residual::Row, ..case.clone() }.conform();
         Case { size: (1, 131), channels: 32, filters: 33, ..case.clone() }.conform();
         Case { size: (131, 1), channels: 32, filters: 33, ..case.clone() }.conform();
+    }
+}
+
+#[test]
+fn few_filters() {
+    let mut i = 0;
+    for filters in [1, 2, 3, 4] {
+        for channels in [8, 17, 70] {
+            for width in [1, 7, 12, 101] {
+                let (dtype, stride) = (DTYPES[i % 3], 1 + i % 2);
+                i += 1;
+                let case = Case { dtype, stride, filters, channels, size: (3, width), gap: 1, ..PLAIN.clone() };
+                case.conform();
+                Case { kernel: (1, 1), pad: [0; 4], residual: Residual::Dense, ..case }.conform();
+            }
+        }
     }
 }
 

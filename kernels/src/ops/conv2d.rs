@@ -1,7 +1,9 @@
 //! Convolution, channels last, without a full im2col: see `conv_kernel` for the loops.
 
 use super::*;
-use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Task, UNITS, WINDOW, Widen, block, winograd_block, winograd_bytes};
+use crate::conv_kernel::few::{FEW, few_block, few_weights};
+use crate::conv_kernel::winograd::{WINDOW, winograd_block, winograd_bytes};
+use crate::conv_kernel::{Arith, CELL, Pairs, Plan, TILE_PIXELS, Task, UNITS, Widen, block};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
@@ -157,17 +159,106 @@ fn block_filters(level: Level) -> usize {
 
 /// Weights of one block of filters over one range of channels stay in the L2 cache while a slab is swept.
 const PANEL_BYTES: usize = 160 << 10;
-/// So does the slab.
+/// Longer sums gain nothing, and weights of 1 by 1 kernels then stay in the L1 cache.
+const PANEL_GROUPS: usize = 8;
+/// The slab stays in the L2 cache too.
 const SLAB_BYTES: usize = 256 << 10;
 /// Sums that wait for the next range of channels.
 const SUMS_BYTES: usize = 1 << 20;
 
-/// Winograd's way pays from so many channels, filters and pixels on.
-const WINDOW_CHANNELS: usize = 32;
-const WINDOW_FILTERS: usize = 32;
-const WINDOW_PIXELS: usize = 64;
+/// Winograd's way pays from so many channels and pixels on.
+const WINDOW_CHANNELS: usize = 8;
+const WINDOW_PIXELS: usize = 32;
+/// Channels of a range then.
+const WINDOW_RANGE: usize = 128;
+/// Windows of a task then.
+const WINDOWS: usize = 128;
+/// Channels in the lanes pay from so many on.
+const FEW_CHANNELS: usize = 8;
+/// Multiply-adds that take less than some 20 microseconds: not worth a second thread.
+const ALONE: f64 = 1e6;
 /// Transformed input of a task.
 const WINDOWS_BYTES: usize = 512 << 10;
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Direct,
+    /// Winograd's.
+    Windows,
+    /// Channels in the lanes.
+    Few,
+}
+
+/// How a convolution is cut into tasks.
+struct Blocking {
+    /// Output rows and columns of a block of pixels.
+    rows: usize,
+    columns: usize,
+    /// Blocks along each axis.
+    bands: usize,
+    strips: usize,
+    /// Groups of channels that are summed at a time, and how often.
+    groups: usize,
+    ranges: usize,
+    /// How many tasks share the filters of one block of pixels.
+    splits: usize,
+    /// Whether the work is too little for a second thread.
+    alone: bool,
+}
+
+/// Nothing here that changes a sum's order depends on the number of threads.
+fn blocking<A: Arith>(way: Way, p: &Params, channels: usize, out: &View, width: usize, threads: usize) -> Blocking {
+    let (batch, all_rows, all_columns, filters) = (out.dims[0], out.dims[1], out.dims[2], out.dims[3]);
+    let blocks = filters.div_ceil(width);
+    let taps = p.kh * p.kw;
+
+    // The range of channels that is summed at a time: as even as can be.
+    let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
+    let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
+    let most = match way {
+        Way::Direct => (PANEL_BYTES / group_bytes).min(PANEL_GROUPS),
+        Way::Windows => WINDOW_RANGE / UNITS,
+        Way::Few => all_groups,
+    };
+    let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
+    let groups = all_groups.div_ceil(ranges);
+
+    // The block of pixels: a strip of the picture, as high as the caches allow, in whole windows.
+    let step = if way == Way::Windows { WINDOW } else { 1 };
+    let strip = match way {
+        Way::Windows => 32,
+        _ => (2 * SLAB_BYTES / (p.kh * p.stride * groups * CELL)).clamp(1, 96),
+    };
+    let columns = all_columns.div_ceil(all_columns.div_ceil(strip)).next_multiple_of(step);
+    let strips = all_columns.div_ceil(columns);
+    let most = match way {
+        Way::Windows => {
+            let count = (WINDOWS_BYTES / (16 * groups * CELL)).min(WINDOWS);
+            count.div_ceil(columns / WINDOW) * WINDOW
+        }
+        _ => {
+            let line = ((columns - 1) * p.stride + p.kw).next_multiple_of(p.stride) * groups * CELL;
+            let halo = p.kh.saturating_sub(p.stride);
+            let most = (SLAB_BYTES / line).saturating_sub(halo) / p.stride;
+            let sums = if ranges > 1 { columns * blocks * width * 4 } else { 0 };
+            most.min(SUMS_BYTES.checked_div(sums).unwrap_or(most))
+        }
+    };
+
+    // Enough tasks that threads end together, but not at the price of tiny ones.
+    let enough = if threads == 1 { 1 } else { 4 * threads };
+    let least = if way == Way::Windows { 128 } else { 64 };
+    let mut rows = most.clamp(1, all_rows);
+    while batch * strips * all_rows.div_ceil(rows) < enough && rows > 1 && rows * columns > least {
+        rows = rows.div_ceil(2);
+    }
+    let rows = all_rows.div_ceil(all_rows.div_ceil(rows)).next_multiple_of(step);
+    let bands = all_rows.div_ceil(rows);
+    let alone = (out.len() as f64) * ((taps * channels) as f64) < ALONE;
+    let splits = if alone { 1 } else { (enough / (batch * bands * strips)).clamp(1, blocks) };
+    Blocking { rows, columns, bands, strips, groups, ranges, splits, alone }
+}
 
 fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
     let p = params(args)?;
@@ -179,54 +270,16 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         return Err(Error::new(Code::BadArgument, "conv2d takes a weight aligned to its elements"));
     }
     let (channels, filters) = (x.dims[3], out.dims[3]);
-    let (batch, rows, columns) = (out.dims[0], out.dims[1], out.dims[2]);
     let taps = p.kh * p.kw;
     let width = block_filters(cx.level);
     let blocks = filters.div_ceil(width);
-    let macs = out.len() as f64 * (taps * channels) as f64;
-    let windows = A::CHANNELS == 1
-        && (p.kh, p.kw, p.stride) == (3, 3, 1)
-        && channels >= WINDOW_CHANNELS
-        && filters >= WINDOW_FILTERS
-        && rows * columns >= WINDOW_PIXELS;
-
-    // The range of channels that is summed at a time: as even as can be.
-    let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
-    let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
-    let most = if windows { 128 / UNITS } else { PANEL_BYTES / group_bytes };
-    let ranges = all_groups.div_ceil(most.clamp(1, all_groups));
-    let groups = all_groups.div_ceil(ranges);
-
-    // The block of pixels: a strip of the picture, as high as the caches allow.
-    let strips = columns.div_ceil(if windows { 32 } else { 96 });
-    let columns_each = columns.div_ceil(strips);
-    let columns_each = if windows { columns_each.next_multiple_of(WINDOW) } else { columns_each };
-    let strips = columns.div_ceil(columns_each);
-    let most = if windows {
-        let count = (WINDOWS_BYTES / (16 * groups * CELL)).min(128);
-        count.div_ceil(columns_each / WINDOW) * WINDOW
-    } else {
-        let line = ((columns_each - 1) * p.stride + p.kw).next_multiple_of(p.stride) * groups * CELL;
-        let halo = p.kh.saturating_sub(p.stride);
-        let most = (SLAB_BYTES / line).saturating_sub(halo) / p.stride;
-        let sums = if ranges > 1 { columns_each * blocks * width * 4 } else { 0 };
-        most.min(SUMS_BYTES.checked_div(sums).unwrap_or(most))
+    let small = (p.kh, p.kw, p.stride) == (3, 3, 1) && A::CHANNELS == 1;
+    let way = match () {
+        _ if filters <= FEW && channels >= FEW_CHANNELS => Way::Few,
+        _ if small && channels >= WINDOW_CHANNELS && out.dims[1] * out.dims[2] >= WINDOW_PIXELS => Way::Windows,
+        _ => Way::Direct,
     };
-    let mut rows_each = most.clamp(1, rows);
-    // Enough tasks that threads end together, but not at the price of tiny ones.
-    let enough = if cx.pool.threads() == 1 { 1 } else { 4 * cx.pool.threads() };
-    let least = if windows { 128 } else { 64 };
-    let tasks = |rows_each: usize| batch * strips * rows.div_ceil(rows_each);
-    while tasks(rows_each) < enough && rows_each > 1 && rows_each * columns_each > least {
-        rows_each = rows_each.div_ceil(2);
-    }
-    let rows_each = rows.div_ceil(rows.div_ceil(rows_each));
-    let rows_each = if windows { rows_each.next_multiple_of(WINDOW) } else { rows_each };
-    let bands = rows.div_ceil(rows_each);
-    let pixel_blocks = batch * bands * strips;
-    // Work of less than some 20 microseconds is not worth a second thread.
-    let alone = macs < 1e6;
-    let splits = if pixel_blocks >= enough || alone { 1 } else { (enough / pixel_blocks).clamp(1, blocks) };
+    let b = blocking::<A>(way, &p, channels, &out, width, cx.pool.threads());
 
     let mut plan = Plan {
         x,
@@ -241,44 +294,48 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         pad_top: p.pad_top,
         pad_left: p.pad_left,
         upsample: p.upsample,
-        block: (rows_each, columns_each),
-        groups,
+        block: (b.rows, b.columns),
+        groups: b.groups,
         panel: width * taps * channels.next_multiple_of(A::CHANNELS) * A::E::SIZE,
         taps: Vec::with_capacity(taps),
-        sums: match ranges {
-            1 if windows => rows_each * columns_each * width,
-            1 => 14 * width,
-            _ => rows_each * columns_each * width * blocks.div_ceil(splits),
+        // All sums between ranges; else those of a block of filters, or of a tile.
+        sums: match way {
+            _ if b.ranges > 1 => b.rows * b.columns * width * blocks.div_ceil(b.splits),
+            Way::Windows => b.rows * b.columns * width,
+            _ => TILE_PIXELS * width,
         },
     };
     for ky in 0..p.kh {
         for kx in 0..p.kw {
             let column = kx % p.stride * plan.phase_columns() + kx / p.stride;
-            plan.taps.push((ky * groups * plan.columns() + column) * CELL);
+            plan.taps.push((ky * plan.groups * plan.columns() + column) * CELL);
         }
     }
+    let few_weights = if way == Way::Few { unsafe { few_weights::<A>(&plan, width) } } else { Vec::new() };
     let slab_bytes = plan.slab_bytes();
-    let bytes = if windows { winograd_bytes(&plan, width) } else { slab_bytes + plan.sums * 4 };
+    let bytes = if way == Way::Windows { winograd_bytes(&plan, width) } else { slab_bytes + plan.sums * 4 };
+
     let task = |index: usize, thread: usize| {
-        let (split, index) = (index % splits, index / splits);
-        let (strip, index) = (index % strips, index / strips);
-        let (band, batch) = (index % bands, index / bands);
-        let origin = (band * rows_each, strip * columns_each);
-        let blocks = (split * blocks / splits, (split + 1) * blocks / splits);
-        let size = (rows_each.min(rows - origin.0), columns_each.min(columns - origin.1));
+        let (split, index) = (index % b.splits, index / b.splits);
+        let (strip, index) = (index % b.strips, index / b.strips);
+        let (band, batch) = (index % b.bands, index / b.bands);
+        let origin = (band * b.rows, strip * b.columns);
+        let size = (b.rows.min(out.dims[1] - origin.0), b.columns.min(out.dims[2] - origin.1));
+        let blocks = (split * blocks / b.splits, (split + 1) * blocks / b.splits);
         let task = Task { batch, origin, size, blocks };
         unsafe {
+            // The slab, then the sums.
             let memory = cx.pool.scratch(thread, bytes);
-            if windows {
-                winograd_block::<A::E>(cx.level, &plan, &task, width, memory);
-            } else {
-                // The slab, then the sums.
-                block::<A>(cx.level, &plan, &task, memory, memory.add(slab_bytes) as *mut f32);
+            let sums = memory.add(slab_bytes) as *mut f32;
+            match way {
+                Way::Direct => block::<A>(cx.level, &plan, &task, memory, sums),
+                Way::Windows => winograd_block::<A::E>(cx.level, &plan, &task, width, memory),
+                Way::Few => few_block::<A>(cx.level, &plan, &task, &few_weights, memory, sums),
             }
         }
     };
-    let tasks = pixel_blocks * splits;
-    if alone {
+    let tasks = out.dims[0] * b.bands * b.strips * b.splits;
+    if b.alone {
         cx.pool.run(1, &|_, thread| (0..tasks).for_each(|index| task(index, thread)))
     } else {
         cx.pool.run(tasks, &task)
