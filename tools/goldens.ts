@@ -9,7 +9,7 @@
 import { basename, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { Image } from "../lib/media/image.ts";
+import type { Image } from "../lib/media/image.ts";
 import { maxAbsDifference, psnr } from "../lib/media/metrics.ts";
 import { FluxPipeline } from "../lib/pipelines/flux.ts";
 import type { FluxOptions } from "../lib/pipelines/flux.ts";
