@@ -1,0 +1,420 @@
+/**
+ * Flux's transformer, as diffusers' `FluxTransformer2DModel`: text and image tokens in streams of their own, then in
+ * one, each block modulated by the timestep, the guidance and the pooled prompt.
+ *
+ * @module
+ */
+
+import { ConfigError } from "../errors.ts";
+import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
+import { LayerNorm, Linear, RMSNorm } from "../nn/layers.ts";
+import { Model, Module } from "../nn/module.ts";
+import { attention, concat, rotaryEmbedding, type Tensor, timestepEmbedding } from "../tensor/tensor.ts";
+import { ModelConfig } from "./config.ts";
+
+/** The fields of the configuration. */
+export interface FluxTransformer2DConfig {
+  /** Channels of a packed latent token. */
+  readonly inChannels: number;
+  /** Channels of the prediction for a token. */
+  readonly outChannels: number;
+  /** Blocks with two streams. */
+  readonly numLayers: number;
+  /** Blocks with one. */
+  readonly numSingleLayers: number;
+  /** The size of a head. */
+  readonly attentionHeadDim: number;
+  /** The heads. */
+  readonly numAttentionHeads: number;
+  /** The size of a text token. */
+  readonly jointAttentionDim: number;
+  /** The size of the pooled prompt. */
+  readonly pooledProjectionDim: number;
+  /** Whether the model takes a guidance scale (dev) or not (schnell). */
+  readonly guidanceEmbeds: boolean;
+  /** What each axis of a position takes of a head. */
+  readonly axesDimsRope: readonly number[];
+}
+
+/** What a prediction is made from. */
+export interface FluxInputs {
+  /** Packed latents, (batch, image tokens, inChannels). */
+  hiddenStates: Tensor;
+  /** Text tokens, (batch, text tokens, jointAttentionDim). */
+  encoderHiddenStates: Tensor;
+  /** The condition, (batch, dim): see `condition` and `conditionOfEach`. */
+  temb: Tensor;
+  /** Positions of image tokens, f32 (image tokens, axes). */
+  imgIds: Tensor;
+  /** Positions of text tokens, f32 (text tokens, axes). */
+  txtIds: Tensor;
+}
+
+/** What the blocks are conditioned on. */
+export interface FluxCondition {
+  /** Timesteps from 0 to 1, f32. */
+  timestep: Tensor;
+  /** Guidance scales, f32; models without guidance take none. */
+  guidance?: Tensor | undefined;
+  /** Pooled prompts, (batch, pooledProjectionDim). */
+  pooledProjections: Tensor;
+}
+
+/** Cosines and sines of the tokens' positions. */
+type Rope = { cos: Tensor; sin: Tensor };
+
+class Embedder extends Module {
+  linear_1: Linear;
+  linear_2: Linear;
+
+  constructor(inputs: number, dim: number) {
+    super();
+    this.linear_1 = new Linear(inputs, dim);
+    this.linear_2 = new Linear(dim, dim);
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.linear_2.forward(this.linear_1.forward(x).silu());
+  }
+}
+
+/** The size of a number's sinusoids. */
+const SINUSOIDS = 256;
+
+class CombinedTimestepGuidanceTextProjEmbeddings extends Module {
+  timestep_embedder: Embedder;
+  guidance_embedder?: Embedder;
+  text_embedder: Embedder;
+
+  constructor(dim: number, config: FluxTransformer2DConfig) {
+    super();
+    this.timestep_embedder = new Embedder(SINUSOIDS, dim);
+    if (config.guidanceEmbeds) this.guidance_embedder = new Embedder(SINUSOIDS, dim);
+    this.text_embedder = new Embedder(config.pooledProjectionDim, dim);
+  }
+
+  /** The parts of the condition: of times (and guidance), and of prompts. */
+  parts({ timestep, guidance, pooledProjections }: FluxCondition): { time: Tensor; text: Tensor } {
+    const { dtype } = pooledProjections;
+    const sinusoids = (t: Tensor) =>
+      // diffusers rounds the number to the model's type before it multiplies.
+      timestepEmbedding(t.cast(dtype).mul(1000).cast("f32"), {
+        size: SINUSOIDS,
+        flipSinToCos: true,
+        downscaleFreqShift: 0,
+      }).cast(dtype);
+    let time = this.timestep_embedder.forward(sinusoids(timestep));
+    if (this.guidance_embedder) {
+      if (!guidance) throw new TypeError("This Flux takes a guidance scale: pass `guidance`");
+      time = time.add(this.guidance_embedder.forward(sinusoids(guidance)));
+    }
+    return { time, text: this.text_embedder.forward(pooledProjections) };
+  }
+}
+
+/** Layer norm whose scale and shift, and the gates of what follows, are computed from the condition. */
+class AdaLayerNorm extends Module {
+  linear: Linear;
+  readonly #parts: number;
+  readonly #norm = new LayerNorm(0, { eps: 1e-6, affine: false });
+
+  constructor(dim: number, parts: number) {
+    super();
+    this.linear = new Linear(dim, parts * dim);
+    this.#parts = parts;
+  }
+
+  /** The parts, each (batch, 1, dim). */
+  modulation(temb: Tensor): Tensor[] {
+    return this.linear.forward(temb.silu()).chunk(this.#parts).map((part) => part.unsqueeze(1));
+  }
+
+  apply(x: Tensor, { shift, scale }: { shift: Tensor; scale: Tensor }): Tensor {
+    return this.#norm.forward(x).mul(scale.add(1)).add(shift);
+  }
+}
+
+class GELU extends Module {
+  proj: Linear;
+
+  constructor(inputs: number, outputs: number) {
+    super();
+    this.proj = new Linear(inputs, outputs);
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.proj.forward(x).gelu("tanh");
+  }
+}
+
+class FeedForward extends Module {
+  /** The second place is the dropout's, which has no parameters. */
+  net: [GELU, undefined, Linear];
+
+  constructor(dim: number) {
+    super();
+    this.net = [new GELU(dim, 4 * dim), undefined, new Linear(4 * dim, dim)];
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.net[2].forward(this.net[0].forward(x));
+  }
+}
+
+class FluxAttention extends Module {
+  norm_q: RMSNorm;
+  norm_k: RMSNorm;
+  to_q: Linear;
+  to_k: Linear;
+  to_v: Linear;
+  to_out?: [Linear];
+  norm_added_q?: RMSNorm;
+  norm_added_k?: RMSNorm;
+  add_q_proj?: Linear;
+  add_k_proj?: Linear;
+  add_v_proj?: Linear;
+  to_add_out?: Linear;
+  readonly #heads: number;
+  readonly #size: number;
+
+  constructor({ numAttentionHeads, attentionHeadDim }: FluxTransformer2DConfig, options: { streams: 1 | 2 }) {
+    super();
+    const dim = numAttentionHeads * attentionHeadDim;
+    this.#heads = numAttentionHeads;
+    this.#size = attentionHeadDim;
+    this.norm_q = new RMSNorm(attentionHeadDim, { eps: 1e-6 });
+    this.norm_k = new RMSNorm(attentionHeadDim, { eps: 1e-6 });
+    this.to_q = new Linear(dim, dim);
+    this.to_k = new Linear(dim, dim);
+    this.to_v = new Linear(dim, dim);
+    if (options.streams === 1) return;
+    this.to_out = [new Linear(dim, dim)];
+    this.norm_added_q = new RMSNorm(attentionHeadDim, { eps: 1e-6 });
+    this.norm_added_k = new RMSNorm(attentionHeadDim, { eps: 1e-6 });
+    this.add_q_proj = new Linear(dim, dim);
+    this.add_k_proj = new Linear(dim, dim);
+    this.add_v_proj = new Linear(dim, dim);
+    this.to_add_out = new Linear(dim, dim);
+  }
+
+  #split(x: Tensor): Tensor {
+    return x.reshape(x.size(0), x.size(1), this.#heads, this.#size);
+  }
+
+  /** q, k, v of (batch, tokens, heads, size) to (batch, tokens, dim). */
+  #attend(q: Tensor, k: Tensor, v: Tensor, rope: Rope): Tensor {
+    const heads = (x: Tensor) => x.transpose(1, 2);
+    return attention(heads(q.rope(rope.cos, rope.sin)), heads(k.rope(rope.cos, rope.sin)), heads(v))
+      .transpose(1, 2).reshape(q.size(0), q.size(1), this.#heads * this.#size);
+  }
+
+  /** One stream: (batch, tokens, dim) to the same, before any projection. */
+  forward(x: Tensor, rope: Rope): Tensor {
+    const q = this.norm_q.forward(this.#split(this.to_q.forward(x)));
+    const k = this.norm_k.forward(this.#split(this.to_k.forward(x)));
+    return this.#attend(q, k, this.#split(this.to_v.forward(x)), rope);
+  }
+
+  /** Two streams that see each other. */
+  forwardBoth(x: Tensor, text: Tensor, rope: Rope): { x: Tensor; text: Tensor } {
+    const both = (added: Tensor, own: Tensor) => concat([added, own], 1);
+    const q = both(
+      this.norm_added_q!.forward(this.#split(this.add_q_proj!.forward(text))),
+      this.norm_q.forward(this.#split(this.to_q.forward(x))),
+    );
+    const k = both(
+      this.norm_added_k!.forward(this.#split(this.add_k_proj!.forward(text))),
+      this.norm_k.forward(this.#split(this.to_k.forward(x))),
+    );
+    const v = both(this.#split(this.add_v_proj!.forward(text)), this.#split(this.to_v.forward(x)));
+    const attended = this.#attend(q, k, v, rope);
+    const tokens = text.size(1);
+    return {
+      x: this.to_out![0].forward(attended.slice(1, tokens)),
+      text: this.to_add_out!.forward(attended.slice(1, 0, tokens)),
+    };
+  }
+}
+
+/** A block with a stream for the text and one for the image. */
+class FluxTransformerBlock extends Module {
+  norm1: AdaLayerNorm;
+  norm1_context: AdaLayerNorm;
+  attn: FluxAttention;
+  ff: FeedForward;
+  ff_context: FeedForward;
+
+  constructor(dim: number, config: FluxTransformer2DConfig) {
+    super();
+    this.norm1 = new AdaLayerNorm(dim, 6);
+    this.norm1_context = new AdaLayerNorm(dim, 6);
+    this.attn = new FluxAttention(config, { streams: 2 });
+    this.ff = new FeedForward(dim);
+    this.ff_context = new FeedForward(dim);
+  }
+
+  forward(x: Tensor, text: Tensor, temb: Tensor, rope: Rope): { x: Tensor; text: Tensor } {
+    const image = six(this.norm1.modulation(temb));
+    const words = six(this.norm1_context.modulation(temb));
+    const attended = this.attn.forwardBoth(
+      this.norm1.apply(x, image[0]),
+      this.norm1_context.apply(text, words[0]),
+      rope,
+    );
+    x = x.add(image[0].gate.mul(attended.x));
+    x = x.add(image[1].gate.mul(this.ff.forward(this.norm1.apply(x, image[1]))));
+    text = text.add(words[0].gate.mul(attended.text));
+    text = text.add(words[1].gate.mul(this.ff_context.forward(this.norm1_context.apply(text, words[1]))));
+    return { x, text };
+  }
+}
+
+type Modulation = { shift: Tensor; scale: Tensor; gate: Tensor };
+
+/** Six parts of a modulation: for attention, and for the feed-forward layers. */
+function six(parts: readonly Tensor[]): [Modulation, Modulation] {
+  const [a, b, c, d, e, f] = parts;
+  return [{ shift: a!, scale: b!, gate: c! }, { shift: d!, scale: e!, gate: f! }];
+}
+
+/** A block whose attention and feed-forward layers read one stream side by side. */
+class FluxSingleTransformerBlock extends Module {
+  norm: AdaLayerNorm;
+  proj_mlp: Linear;
+  proj_out: Linear;
+  attn: FluxAttention;
+
+  constructor(dim: number, config: FluxTransformer2DConfig) {
+    super();
+    this.norm = new AdaLayerNorm(dim, 3);
+    this.proj_mlp = new Linear(dim, 4 * dim);
+    this.proj_out = new Linear(5 * dim, dim);
+    this.attn = new FluxAttention(config, { streams: 1 });
+  }
+
+  forward(x: Tensor, temb: Tensor, rope: Rope): Tensor {
+    const [shift, scale, gate] = this.norm.modulation(temb) as [Tensor, Tensor, Tensor];
+    const h = this.norm.apply(x, { shift, scale });
+    const mlp = this.proj_mlp.forward(h).gelu("tanh"); // (batch, tokens, 4 dim)
+    const attended = this.attn.forward(h, rope); // (batch, tokens, dim)
+    return x.add(gate.mul(this.proj_out.forward(concat([attended, mlp], -1))));
+  }
+}
+
+/** Flux's transformer. */
+export class FluxTransformer2DModel extends Model {
+  /** The configuration. */
+  readonly config: FluxTransformer2DConfig;
+  /** From the condition's parts to the condition. */
+  time_text_embed: CombinedTimestepGuidanceTextProjEmbeddings;
+  /** Text tokens to the model's size. */
+  context_embedder: Linear;
+  /** Latent tokens to the model's size. */
+  x_embedder: Linear;
+  /** The blocks with two streams. */
+  transformer_blocks: FluxTransformerBlock[];
+  /** The blocks with one. */
+  single_transformer_blocks: FluxSingleTransformerBlock[];
+  /** The last norm. */
+  norm_out: AdaLayerNorm;
+  /** Tokens to predictions. */
+  proj_out: Linear;
+
+  /** A model of a configuration, without values. */
+  constructor(source: ModelConfig) {
+    super();
+    const config = readConfig(source);
+    const dim = config.numAttentionHeads * config.attentionHeadDim;
+    const times = <T>(count: number, make: () => T) => Array.from({ length: count }, make);
+    this.config = config;
+    this.time_text_embed = new CombinedTimestepGuidanceTextProjEmbeddings(dim, config);
+    this.context_embedder = new Linear(config.jointAttentionDim, dim);
+    this.x_embedder = new Linear(config.inChannels, dim);
+    this.transformer_blocks = times(config.numLayers, () => new FluxTransformerBlock(dim, config));
+    this.single_transformer_blocks = times(config.numSingleLayers, () => new FluxSingleTransformerBlock(dim, config));
+    this.norm_out = new AdaLayerNorm(dim, 2);
+    this.proj_out = new Linear(dim, config.outChannels);
+  }
+
+  /**
+   * Loads a model.
+   *
+   * @param folder The folder with `config.json` and the weights.
+   * @param options Another checkpoint than the folder's, and its names.
+   * @returns The model; its weights are read when they are needed.
+   */
+  static async load(
+    folder: string,
+    options: LoadOptions & { checkpoint?: string } = {},
+  ): Promise<FluxTransformer2DModel> {
+    const model = new FluxTransformer2DModel(await ModelConfig.read(folder));
+    loadParameters(model, options.checkpoint ?? folder, options);
+    return model;
+  }
+
+  /**
+   * The conditions of every timestep with every prompt.
+   *
+   * @param condition Timesteps (T), guidance (1) and pooled prompts (B, size).
+   * @returns (T * B, dim), the prompts of one timestep one after another.
+   */
+  condition(condition: FluxCondition): Tensor {
+    const { time, text } = this.time_text_embed.parts(condition);
+    return time.unsqueeze(1).add(text.unsqueeze(0)).reshape(-1, text.size(1));
+  }
+
+  /**
+   * The conditions of each timestep with its own prompt.
+   *
+   * @param condition Timesteps (B), guidance (B) and pooled prompts (B, size).
+   * @returns (B, dim).
+   */
+  conditionOfEach(condition: FluxCondition): Tensor {
+    const { time, text } = this.time_text_embed.parts(condition);
+    return time.add(text);
+  }
+
+  /**
+   * Predicts the flow.
+   *
+   * @param inputs Latents, text, condition and positions.
+   * @returns (batch, image tokens, outChannels).
+   */
+  forward({ hiddenStates, encoderHiddenStates, temb, imgIds, txtIds }: FluxInputs): Tensor {
+    const rope = rotaryEmbedding(concat([txtIds, imgIds], 0), { axes: this.config.axesDimsRope, theta: 10000 });
+    let x = this.x_embedder.forward(hiddenStates);
+    let text = this.context_embedder.forward(encoderHiddenStates);
+    for (const block of this.transformer_blocks) ({ x, text } = block.forward(x, text, temb, rope));
+    let joined = concat([text, x], 1);
+    for (const block of this.single_transformer_blocks) joined = block.forward(joined, temb, rope);
+    const [scale, shift] = this.norm_out.modulation(temb) as [Tensor, Tensor];
+    return this.proj_out.forward(this.norm_out.apply(joined.slice(1, text.size(1)), { shift, scale }));
+  }
+}
+
+function readConfig(source: ModelConfig): FluxTransformer2DConfig {
+  const inChannels = source.count("in_channels", 64);
+  const attentionHeadDim = source.count("attention_head_dim", 128);
+  const axesDimsRope = source.counts("axes_dims_rope", [16, 56, 56]);
+  const patch = source.count("patch_size", 1);
+  const sum = axesDimsRope.reduce((a, b) => a + b, 0);
+  if (sum !== attentionHeadDim || axesDimsRope.length > 4 || axesDimsRope.some((n) => n % 2 === 1)) {
+    throw new ConfigError(
+      `${source.file} has axes_dims_rope [${axesDimsRope.join(", ")}]: up to four even sizes make ` +
+        `attention_head_dim ${attentionHeadDim}`,
+      { file: source.file, key: "axes_dims_rope" },
+    );
+  }
+  return {
+    inChannels,
+    outChannels: patch * patch * (source.optionalCount("out_channels") ?? inChannels),
+    numLayers: source.index("num_layers", 19),
+    numSingleLayers: source.index("num_single_layers", 38),
+    attentionHeadDim,
+    numAttentionHeads: source.count("num_attention_heads", 24),
+    jointAttentionDim: source.count("joint_attention_dim", 4096),
+    pooledProjectionDim: source.count("pooled_projection_dim", 768),
+    guidanceEmbeds: source.flag("guidance_embeds", false),
+    axesDimsRope,
+  };
+}
