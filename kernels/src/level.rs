@@ -28,7 +28,7 @@ impl Level {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
-            Level::Avx512Bf16 => "avx512_bf16",
+            Level::Avx512Bf16 => "avx512bf16",
         }
     }
 

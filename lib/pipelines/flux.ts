@@ -347,8 +347,8 @@ interface Plan {
 /** Runs a pipeline: one compiled function for each text encoder, a step, and the decoder. */
 class Runner {
   readonly #parts: Parts;
-  readonly #clip: CompiledFunction<{ ids: Tensor }, { pooled: Tensor }>;
-  readonly #t5: CompiledFunction<{ ids: Tensor }, { embeds: Tensor }>;
+  readonly #clip: CompiledFunction<{ inputIds: Tensor; endPositions: Tensor }, { pooled: Tensor }>;
+  readonly #t5: CompiledFunction<{ inputIds: Tensor }, { embeds: Tensor }>;
   readonly #step: CompiledFunction<StepInputs, { latents: Tensor }>;
   readonly #guidedStep: CompiledFunction<GuidedStepInputs, { latents: Tensor }>;
   readonly #decoders = new Map<string, CompiledFunction<{ latents: Tensor }, { pixels: Tensor }>>();
@@ -357,11 +357,11 @@ class Runner {
     this.#parts = parts;
     const { device, textEncoder, textEncoder2 } = parts;
     const varying = ["latents", "rows", "stepSize"] as const;
-    this.#clip = compileFunction(({ ids }) => ({ pooled: textEncoder!.forward(ids).poolerOutput }), {
+    this.#clip = compileFunction((inputs) => ({ pooled: textEncoder!.forward(inputs).poolerOutput }), {
       device,
       name: "text_encoder",
     });
-    this.#t5 = compileFunction(({ ids }) => ({ embeds: textEncoder2!.forward(ids).lastHiddenState }), {
+    this.#t5 = compileFunction((inputs) => ({ embeds: textEncoder2!.forward(inputs).lastHiddenState }), {
       device,
       name: "text_encoder_2",
     });
@@ -619,10 +619,11 @@ class Runner {
     const t5Ids = tokenize(tokenizer2, second, { maxLength: maxSequenceLength, limit: "maxSequenceLength" });
     const rows = prompts.length;
     const { pooled } = await this.#clip.run({
-      ids: tensor(clipIds, { shape: [rows, clipLength], dtype: "i32" }),
+      inputIds: tensor(clipIds, { shape: [rows, clipLength], dtype: "i32" }),
+      endPositions: tensor(textEncoder.endPositions(clipIds, rows), { dtype: "i32" }),
     }, { signal });
     const { embeds } = await this.#t5.run({
-      ids: tensor(t5Ids, { shape: [rows, maxSequenceLength], dtype: "i32" }),
+      inputIds: tensor(t5Ids, { shape: [rows, maxSequenceLength], dtype: "i32" }),
     }, { signal });
     return { promptEmbeds: embeds, pooledPromptEmbeds: pooled };
   }

@@ -125,7 +125,12 @@ fn move_elements<T: Copy + Send + Sync>(cx: &Cx, x: View, out: View) -> Result<(
 fn check_unary(args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
     same_shape("unary", &x, &out)?;
-    ensure!(x.dtype.is_float() && x.dtype == out.dtype, "unary takes one float type, got {:?}, {:?}", x.dtype, out.dtype);
+    ensure!(
+        x.dtype.is_float() && x.dtype == out.dtype,
+        "unary takes one float type, got {:?}, {:?}",
+        x.dtype,
+        out.dtype
+    );
     Ok(())
 }
 

@@ -15,7 +15,12 @@ pub static GROUP_NORM: Kernel = Kernel { check, run, reference };
 
 fn check(args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    ensure!(x.dtype.is_float() && x.dtype == out.dtype, "group_norm takes one float type, got {:?}, {:?}", x.dtype, out.dtype);
+    ensure!(
+        x.dtype.is_float() && x.dtype == out.dtype,
+        "group_norm takes one float type, got {:?}, {:?}",
+        x.dtype,
+        out.dtype
+    );
     ensure!(x.rank == 4 && x.shape() == out.shape(), "group_norm of {:?} cannot give {:?}", x.shape(), out.shape());
     ensure!(x.inner_dense() && out.inner_dense(), "group_norm takes a dense last axis");
     let groups = args.i32(0);

@@ -15,7 +15,12 @@ pub static RMS_NORM: Kernel = Kernel { check: check_rms, run: run_rms, reference
 /// Refuses all but x and out of one shape and float type.
 pub(super) fn check_rows(what: &str, args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    ensure!(x.dtype.is_float() && x.dtype == out.dtype, "{what} takes one float type, got {:?}, {:?}", x.dtype, out.dtype);
+    ensure!(
+        x.dtype.is_float() && x.dtype == out.dtype,
+        "{what} takes one float type, got {:?}, {:?}",
+        x.dtype,
+        out.dtype
+    );
     ensure!(x.rank > 0 && x.shape() == out.shape(), "{what} of {:?} cannot give {:?}", x.shape(), out.shape());
     ensure!(x.inner_dense() && out.inner_dense(), "{what} takes a dense last axis");
     Ok(())

@@ -66,9 +66,7 @@ fn reference_rotated(args: &Args, tables: usize, values: impl Fn(usize) -> Vec<f
 
 fn reference(args: &Args) -> Result<()> {
     let x = args.view(0);
-    reference_rotated(args, 1, |row| {
-        (0..x.last()).map(|i| unsafe { x.get(x.row_offset(row) + i) } as f64).collect()
-    })
+    reference_rotated(args, 1, |row| (0..x.last()).map(|i| unsafe { x.get(x.row_offset(row) + i) } as f64).collect())
 }
 
 fn reference_norm(args: &Args) -> Result<()> {

@@ -14,7 +14,12 @@ pub static REDUCE: Kernel = Kernel { check: check_reduce, run: run_reduce, refer
 
 fn check(args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    ensure!(x.dtype.is_float() && x.dtype == out.dtype, "softmax takes one float type, got {:?}, {:?}", x.dtype, out.dtype);
+    ensure!(
+        x.dtype.is_float() && x.dtype == out.dtype,
+        "softmax takes one float type, got {:?}, {:?}",
+        x.dtype,
+        out.dtype
+    );
     ensure!(x.rank > 0 && x.shape() == out.shape(), "softmax of {:?} cannot give {:?}", x.shape(), out.shape());
     ensure!(x.inner_dense() && out.inner_dense(), "softmax takes a dense last axis");
     Ok(())
@@ -94,7 +99,12 @@ unsafe fn largest_of<S: Simd>(row: *const f32, n: usize) -> f32 {
 
 fn check_reduce(args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    ensure!(x.dtype.is_float() && x.dtype == out.dtype, "reduce takes one float type, got {:?}, {:?}", x.dtype, out.dtype);
+    ensure!(
+        x.dtype.is_float() && x.dtype == out.dtype,
+        "reduce takes one float type, got {:?}, {:?}",
+        x.dtype,
+        out.dtype
+    );
     ensure!(
         x.rank > 0 && x.shape()[..x.rank - 1] == *out.shape(),
         "reduce of {:?} cannot give {:?}",
@@ -119,7 +129,9 @@ fn reference_reduce(args: &Args) -> Result<()> {
         let y = match reduce_kind(args) {
             Reduce::Sum => values.sum(),
             Reduce::Mean => values.sum::<f64>() / width as f64,
-            Reduce::Max => values.fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }),
+            Reduce::Max => {
+                values.fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) })
+            }
         };
         unsafe { out.set(out.offset(row), y as f32) };
     }

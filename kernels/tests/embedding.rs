@@ -1,0 +1,106 @@
+mod common;
+
+use common::{Rng, Tensor, conform, levels};
+use denoise::error::Code;
+use denoise::ops::{self, Args, Cx};
+use denoise::pool::Pool;
+use denoise::schema::{DType, Op};
+
+const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+#[test]
+fn rows_of_tables() {
+    for table_dtype in FLOATS {
+        for dtype in FLOATS {
+            let table = Tensor::padded(table_dtype, &[11, 37], 2).random(&mut Rng(1), 2.0);
+            let ids = Tensor::with_strides(DType::I32, &[3, 5], &[1, 3]).fill(|i| ((i * 7) % 11) as f32);
+            let out = Tensor::padded(dtype, &[3, 5, 37], 1);
+            conform("embedding", Op::Embedding, &[Some(ids), Some(table)], &out, &[]);
+        }
+    }
+}
+
+#[test]
+fn an_id_outside_the_table_is_an_error_before_anything_is_read() {
+    let pool = Pool::new(2).unwrap();
+    for level in levels() {
+        for id in [11.0, -1.0, 2e9] {
+            let mut table = Tensor::empty(DType::F32, &[11, 5]).fill(|_| 0.0);
+            let mut ids = Tensor::empty(DType::I32, &[3]).fill(|i| if i == 1 { id } else { 0.0 });
+            let mut out = Tensor::empty(DType::F32, &[3, 5]);
+            let operands = [Some(ids.view()), Some(table.view()), Some(out.view())];
+            let args = Args { operands: &operands, params: &[] };
+            let error = ops::run(Op::Embedding, &Cx { level, pool: &pool }, &args).unwrap_err();
+            assert_eq!(error.code, Code::BadValue);
+            assert!(error.message.contains("place 1") && error.message.contains("11 rows"), "{}", error.message);
+        }
+    }
+}
+
+fn sinusoids(t: f32, size: usize, flip: u32, shift: f32, scale: f32) -> Vec<f64> {
+    let pool = Pool::new(1).unwrap();
+    let mut t = Tensor::empty(DType::F32, &[1]).fill(|_| t);
+    let mut out = Tensor::empty(DType::F32, &[1, size]);
+    let operands = [Some(t.view()), Some(out.view())];
+    let params = [flip, shift.to_bits(), 10000f32.to_bits(), scale.to_bits()];
+    let args = Args { operands: &operands, params: &params };
+    (ops::kernel(Op::TimestepEmbedding).check)(&args).unwrap();
+    let level = levels()[0];
+    ops::run(Op::TimestepEmbedding, &Cx { level, pool: &pool }, &args).unwrap();
+    out.values()
+}
+
+#[test]
+fn sinusoids_of_timesteps() {
+    let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-4, "{got} is not {want}");
+    let got = sinusoids(3.0, 6, 0, 1.0, 1.0);
+    for (i, frequency) in [1.0, 0.01, 0.0001].iter().enumerate() {
+        close(got[i], (3.0 * *frequency as f64).sin());
+        close(got[3 + i], (3.0 * *frequency as f64).cos());
+    }
+    let flipped = sinusoids(3.0, 6, 1, 1.0, 1.0);
+    assert_eq!(flipped[..3], got[3..]);
+    let scaled = sinusoids(0.5, 4, 0, 0.0, 100.0);
+    close(scaled[0], 50f64.sin());
+    close(scaled[1], 0.5f64.sin());
+    assert_eq!(sinusoids(3.0, 7, 0, 1.0, 1.0)[6], 0.0, "an odd size ends with a zero");
+}
+
+#[test]
+fn rotary_positions() {
+    let ids = Tensor::empty(DType::F32, &[3, 2]).fill(|i| i as f32);
+    let params = [10000f32.to_bits(), 4, 0, 2, 0];
+    let out = Tensor::empty(DType::F32, &[2, 3, 6]);
+    conform("rotary", Op::RotaryEmbedding, &[Some(ids.clone())], &out, &params);
+    let pool = Pool::new(1).unwrap();
+    let (mut ids, mut out) = (ids, out);
+    common::run(levels()[0], &pool, Op::RotaryEmbedding, &mut [Some(ids.clone())], &mut out, &params);
+    let got = out.values();
+    for token in 0..3 {
+        let position = |axis: usize| (2 * token + axis) as f64;
+        let angles = [position(0), position(0), position(0) * 0.01, position(0) * 0.01, position(1), position(1)];
+        for (i, angle) in angles.iter().enumerate() {
+            assert!((got[token * 6 + i] - angle.cos()).abs() < 1e-6);
+            assert!((got[18 + token * 6 + i] - angle.sin()).abs() < 1e-6);
+        }
+    }
+    ids.view();
+}
+
+#[test]
+fn refusals() {
+    let check = |op, tensors: &[(DType, &[usize])], params: &[u32]| {
+        let operands: Vec<_> = tensors.iter().map(|(d, s)| Some(Tensor::empty(*d, s).view())).collect();
+        (ops::kernel(op).check)(&Args { operands: &operands, params }).unwrap_err()
+    };
+    let (f, i) = (DType::F32, DType::I32);
+    check(Op::Embedding, &[(f, &[3]), (f, &[5, 4]), (f, &[3, 4])], &[]);
+    check(Op::Embedding, &[(i, &[3]), (f, &[5, 4]), (f, &[3, 5])], &[]);
+    check(Op::Embedding, &[(i, &[3]), (i, &[5, 4]), (f, &[3, 4])], &[]);
+    check(Op::TimestepEmbedding, &[(f, &[3]), (f, &[2, 4])], &[0, 0, 0, 0]);
+    check(Op::TimestepEmbedding, &[(f, &[3]), (f, &[3, 4])], &[2, 0, 0, 0]);
+    check(Op::RotaryEmbedding, &[(f, &[3, 2]), (f, &[2, 3, 7])], &[0, 4, 3, 0, 0]);
+    check(Op::RotaryEmbedding, &[(f, &[3, 2]), (f, &[2, 3, 4])], &[0, 4, 0, 0, 0]);
+    check(Op::RotaryEmbedding, &[(f, &[3, 1]), (f, &[2, 3, 6])], &[0, 4, 0, 0, 0]);
+    check(Op::RotaryEmbedding, &[(f, &[3, 1]), (f, &[2, 3, 4])], &[0, u32::MAX - 1, 0, 0, 0]);
+}
