@@ -362,6 +362,7 @@ unsafe fn mac<S: Simd, const DOT: bool>(acc: S::V, a: S::V, b: S::V) -> S::V {
 
 /// Takes a block of keys into the softmax and the sums of a block of queries.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // An index goes through several arrays at once.
 unsafe fn advance<S: Simd, const R: usize, const C: usize, const DOT: bool>(block: &Block, step: &Step) {
     unsafe {
         let width = C * S::LANES;
@@ -499,6 +500,7 @@ unsafe fn advance<S: Simd, const R: usize, const C: usize, const DOT: bool>(bloc
 
 /// Adds the products of R keys by C vectors of queries.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // An index goes through several arrays at once.
 unsafe fn score_tile<S: Simd, const R: usize, const C: usize, const DOT: bool>(
     mut acc: [[S::V; C]; R],
     mut keys: *const f32,
