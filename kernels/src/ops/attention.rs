@@ -26,7 +26,9 @@ pub static ATTENTION: Kernel = Kernel { check, run, reference };
 /// Keys in a block: packed once for all queries of a task.
 const KEYS: usize = 64;
 /// What the queries and sums of one task may take of the L2 cache.
-const TASK_BYTES: usize = 384 << 10;
+const TASK_BYTES: usize = 600 << 10;
+/// Units of queries that stay in the L1 cache while all keys of a block pass.
+const UNITS: usize = 128;
 /// Below this many multiplications, waking threads costs more than they save.
 const SMALL: usize = 2 << 20;
 
@@ -131,7 +133,7 @@ fn run_as<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     // Keys and values are packed once a task: as many blocks as the cache holds, but tasks enough to share evenly.
     let small = heads.saturating_mul(sq).saturating_mul(sk.max(1)).saturating_mul(d) < SMALL;
     let fit = (TASK_BYTES / (block * 4 * 2) / d).max(1);
-    let even = if small { blocks } else { (heads * blocks / (cx.pool.threads() * 4)).max(2) };
+    let even = if small { blocks } else { (heads * blocks / (cx.pool.threads() * 3)).max(2) };
     let chunks = blocks.div_ceil(fit.min(even).min(blocks));
     let job = Job {
         q,
@@ -175,6 +177,8 @@ struct Plan {
     values: usize,
     /// The scores of a block of keys (KEYS, queries).
     scores: usize,
+    /// Their biases (KEYS, queries).
+    biases: usize,
     /// Rows on their way between types (queries, depth).
     rows: usize,
     floats: usize,
@@ -188,8 +192,9 @@ impl Plan {
         let keys = chunk * block;
         let values = keys + KEYS * depth;
         let scores = values + KEYS * depth;
-        let rows = scores + KEYS * queries;
-        Self { depth, block, keys, values, scores, rows, floats: rows + queries * depth }
+        let biases = scores + KEYS * queries;
+        let rows = biases + KEYS * queries;
+        Self { depth, block, keys, values, scores, biases, rows, floats: rows + queries * depth }
     }
 }
 
@@ -225,6 +230,7 @@ unsafe fn task<S: Simd, E: Element, const R: usize, const C: usize, const DOT: b
         let plan = Plan::new(job.block, d, job.chunk);
         let (keys, values, scores, rows) =
             (scratch.add(plan.keys), scratch.add(plan.values), scratch.add(plan.scores), scratch.add(plan.rows));
+        let biases = scratch.add(plan.biases);
         // Bf16 pairs count as one unit.
         let units = if DOT { d.div_ceil(2) } else { d }.next_multiple_of(4);
         let panels = d.div_ceil(R);
@@ -267,7 +273,7 @@ unsafe fn task<S: Simd, E: Element, const R: usize, const C: usize, const DOT: b
                 }
                 if let Some((bias, q_stride, k_stride)) = bias {
                     let bias = bias.add(start * q_stride + key * k_stride);
-                    place_bias(bias, q_stride, k_stride, block.count, count, scores, block.width);
+                    place_bias(bias, q_stride, k_stride, block.count, count, biases, block.width);
                 }
                 // Key j of the block is hidden from lane i where j > i + offset.
                 let offset = if job.causal { (start + sk) as isize - (sq + key) as isize } else { isize::MAX };
@@ -279,7 +285,7 @@ unsafe fn task<S: Simd, E: Element, const R: usize, const C: usize, const DOT: b
                     units,
                     panels,
                     scale: job.scale,
-                    biased: bias.is_some(),
+                    biases: bias.map(|_| biases as *const f32),
                     offset,
                 };
                 match block.width / S::LANES {
@@ -343,7 +349,8 @@ struct Step {
     units: usize,
     panels: usize,
     scale: f32,
-    biased: bool,
+    /// (count, width)
+    biases: Option<*const f32>,
     offset: isize,
 }
 
@@ -355,6 +362,7 @@ unsafe fn mac<S: Simd, const DOT: bool>(acc: S::V, a: S::V, b: S::V) -> S::V {
 
 /// Takes a block of keys into the softmax and the sums of a block of queries.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // An index goes through several arrays at once.
 unsafe fn advance<S: Simd, const R: usize, const C: usize, const DOT: bool>(block: &Block, step: &Step) {
     unsafe {
         let width = C * S::LANES;
@@ -363,19 +371,41 @@ unsafe fn advance<S: Simd, const R: usize, const C: usize, const DOT: bool>(bloc
         // Scores: R keys by C vectors of queries in registers.
         let scale = S::splat(step.scale);
         let mut top = [S::splat(f32::MIN); C];
-        for first in (0..step.count).step_by(R) {
-            let acc = score_tile::<S, R, C, DOT>(step.keys.add(first * step.units), block.queries, step.units);
-            let rows = step.count - first;
-            for (r, acc) in acc.iter().enumerate() {
-                if r >= rows {
-                    break;
+        for unit in (0..step.units).step_by(UNITS) {
+            let units = (step.units - unit).min(UNITS);
+            for first in (0..step.count).step_by(R) {
+                // What earlier units came to; rows of zero keys have room.
+                let mut acc = [[S::splat(0.0); C]; R];
+                if unit > 0 {
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        for c in 0..C {
+                            acc[c] = S::load(at(first + r, c));
+                        }
+                    }
                 }
-                for c in 0..C {
-                    let p = at(first + r, c);
-                    let s = if step.biased { S::fma(acc[c], scale, S::load(p)) } else { S::mul(acc[c], scale) };
-                    S::store(p, s);
-                    // The second operand where either is NaN: maxima are never NaN.
-                    top[c] = S::max(s, top[c]);
+                let keys = step.keys.add(first * step.units + unit * R);
+                let acc = score_tile::<S, R, C, DOT>(acc, keys, block.queries.add(unit * width), units);
+                if unit + units < step.units {
+                    for (r, acc) in acc.iter().enumerate() {
+                        for c in 0..C {
+                            S::store(at(first + r, c), acc[c]);
+                        }
+                    }
+                    continue;
+                }
+                for (r, acc) in acc.iter().enumerate() {
+                    if r >= step.count - first {
+                        break;
+                    }
+                    for c in 0..C {
+                        let s = match step.biases {
+                            Some(x) => S::fma(acc[c], scale, S::load(x.add((first + r) * width + c * S::LANES))),
+                            None => S::mul(acc[c], scale),
+                        };
+                        S::store(at(first + r, c), s);
+                        // The second operand where either is NaN: maxima are never NaN.
+                        top[c] = S::max(s, top[c]);
+                    }
                 }
             }
         }
@@ -468,15 +498,16 @@ unsafe fn advance<S: Simd, const R: usize, const C: usize, const DOT: bool>(bloc
     }
 }
 
-/// R keys by C vectors of queries.
+/// Adds the products of R keys by C vectors of queries.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // An index goes through several arrays at once.
 unsafe fn score_tile<S: Simd, const R: usize, const C: usize, const DOT: bool>(
+    mut acc: [[S::V; C]; R],
     mut keys: *const f32,
     mut queries: *const f32,
     units: usize,
 ) -> [[S::V; C]; R] {
     unsafe {
-        let mut acc = [[S::splat(0.0); C]; R];
         for _ in 0..units / 4 {
             for j in 0..4 {
                 let mut x = [S::splat(0.0); C];
@@ -501,13 +532,28 @@ unsafe fn score_tile<S: Simd, const R: usize, const C: usize, const DOT: bool>(
 #[inline(always)]
 unsafe fn exp_down<S: Simd>(x: S::V) -> S::V {
     unsafe {
+        const POLYNOMIAL: [f32; 5] = [9.618_13e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0];
+        let mut p = S::splat(1.333_336e-3);
+        #[cfg(target_arch = "x86_64")]
+        if S::REGISTERS == 32 {
+            // The instructions for the fraction and for the power take every float, infinities and NaN included.
+            use std::arch::x86_64::*;
+            let y: __m512 = std::mem::transmute_copy(&S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+            let r = _mm512_reduce_ps::<0>(y);
+            let n = _mm512_sub_ps(y, r);
+            let r: S::V = std::mem::transmute_copy(&r);
+            for c in POLYNOMIAL {
+                p = S::fma(p, r, S::splat(c));
+            }
+            let e = _mm512_scalef_ps(std::mem::transmute_copy(&p), n);
+            return std::mem::transmute_copy(&e);
+        }
         // 2^-127 by its exponent's bits is 0. The operands' order keeps NaN.
         let x = S::max(S::splat(-88.029_69), x);
         let y = S::mul(x, S::splat(std::f32::consts::LOG2_E));
         let n = S::round(y);
         let r = S::sub(y, n);
-        let mut p = S::splat(1.333_336e-3);
-        for c in [9.618_13e-3, 5.550_411e-2, 2.402_265e-1, std::f32::consts::LN_2, 1.0] {
+        for c in POLYNOMIAL {
             p = S::fma(p, r, S::splat(c));
         }
         S::mul(p, S::exp2i(n))
