@@ -38,7 +38,7 @@ async function* sources(folder: string): AsyncGenerator<string> {
 async function importsOf(path: string): Promise<string[]> {
   const text = await Deno.readTextFile(join(root, path));
   const found = [
-    ...text.matchAll(/^(?:import|export)\b[^;"']*?["']([^"']+)["']/gms),
+    ...text.matchAll(/^(?:import|export)\b[^;"']*?\bfrom\s+["']([^"']+)["']/gms),
     ...text.matchAll(/\bimport\(\s*["']([^"']+)["']/g),
   ];
   return found.map((m) => m[1]!);

@@ -98,7 +98,7 @@ fn check_bindings(program: &Program, buffers: &[Arc<Buffer>]) -> Result<()> {
         if external.written && !buffer.writable() {
             return Err(bad(format!("The program writes buffer {index}, which is a mapped file")));
         }
-        if buffer.ptr() as usize % external.align != 0 {
+        if !(buffer.ptr() as usize).is_multiple_of(external.align) {
             return Err(bad(format!(
                 "Buffer {index} is not aligned to {} bytes: copy it instead of mapping it",
                 external.align

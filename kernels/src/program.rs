@@ -104,7 +104,7 @@ impl Words<'_> {
 impl Program {
     /// Reads and checks a program.
     pub fn parse(bytes: &[u8]) -> Result<Program> {
-        if bytes.len() % 4 != 0 {
+        if !bytes.len().is_multiple_of(4) {
             return Err(bad(format!("A program is made of 4-byte words, got {} bytes", bytes.len())));
         }
         let mut words = Words { bytes, at: 0 };

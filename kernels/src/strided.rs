@@ -34,8 +34,8 @@ impl<const N: usize> Loops<N> {
                 dims[rank - 1] = 1;
             }
             dims[rank - 1] *= size;
-            for i in 0..N {
-                strides[i][rank - 1] = views[i].strides[axis];
+            for (row, view) in strides.iter_mut().zip(views) {
+                row[rank - 1] = view.strides[axis];
             }
         }
         if rank == 0 {
@@ -43,7 +43,7 @@ impl<const N: usize> Loops<N> {
         }
         // The largest divisor would do as well; a power of two that divides is found faster.
         let last = rank - 1;
-        while dims[last] > limit && dims[last] % 2 == 0 && rank <= MAX_RANK {
+        if dims[last] > limit && dims[last].is_multiple_of(2) {
             let parts = dims[last] / limit.max(1);
             let split = 1 << parts.max(2).ilog2().min(dims[last].trailing_zeros());
             dims[rank] = dims[last] / split;
@@ -53,7 +53,6 @@ impl<const N: usize> Loops<N> {
                 row[last] *= dims[rank];
             }
             rank += 1;
-            break;
         }
         let mut loops = Self {
             rank: rank - 1,
@@ -64,8 +63,8 @@ impl<const N: usize> Loops<N> {
         };
         for axis in 0..rank - 1 {
             loops.dims[axis] = dims[axis];
-            for i in 0..N {
-                loops.strides[i][axis] = strides[i][axis];
+            for (to, from) in loops.strides.iter_mut().zip(&strides) {
+                to[axis] = from[axis];
             }
         }
         loops
@@ -91,14 +90,14 @@ impl<const N: usize> Loops<N> {
             body(offsets);
             for axis in (0..self.rank).rev() {
                 index[axis] += 1;
-                for i in 0..N {
-                    offsets[i] += self.strides[i][axis];
+                for (offset, row) in offsets.iter_mut().zip(&self.strides) {
+                    *offset += row[axis];
                 }
                 if index[axis] < self.dims[axis] {
                     break;
                 }
-                for i in 0..N {
-                    offsets[i] -= self.dims[axis] * self.strides[i][axis];
+                for (offset, row) in offsets.iter_mut().zip(&self.strides) {
+                    *offset -= self.dims[axis] * row[axis];
                 }
                 index[axis] = 0;
             }

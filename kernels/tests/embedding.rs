@@ -55,8 +55,8 @@ fn sinusoids_of_timesteps() {
     let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-4, "{got} is not {want}");
     let got = sinusoids(3.0, 6, 0, 1.0, 1.0);
     for (i, frequency) in [1.0, 0.01, 0.0001].iter().enumerate() {
-        close(got[i], (3.0 * *frequency as f64).sin());
-        close(got[3 + i], (3.0 * *frequency as f64).cos());
+        close(got[i], (3.0 * frequency).sin());
+        close(got[3 + i], (3.0 * frequency).cos());
     }
     let flipped = sinusoids(3.0, 6, 1, 1.0, 1.0);
     assert_eq!(flipped[..3], got[3..]);

@@ -204,9 +204,11 @@ unsafe fn plan_image<E: Element>(
             let factor = 1.0 / (spread / (pixels * size as f64) + args.f32(1) as f64).sqrt();
             for c in first..first + size {
                 let vector = |i: usize, other: f32| args.optional(i).map_or(other, |v| v.get(c));
+                let scale = factor * vector(1, 1.0) as f64;
                 *plan.add(c) = mean as f32;
-                *plan.add(padded + c) = (factor * vector(1, 1.0) as f64) as f32;
-                *plan.add(2 * padded + c) = vector(2, 0.0);
+                *plan.add(padded + c) = scale as f32;
+                // What rounding took from the mean goes into the bias.
+                *plan.add(2 * padded + c) = (vector(2, 0.0) as f64 - (mean - mean as f32 as f64) * scale) as f32;
             }
         }
     }

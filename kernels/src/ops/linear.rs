@@ -109,7 +109,7 @@ fn reference(args: &Args) -> Result<()> {
 
 /// Packed weights are read as elements wherever they lie; a program may bind bytes anywhere.
 fn aligned(view: &View, dtype: DType) -> Result<()> {
-    if view.ptr as usize % dtype.size() != 0 {
+    if !(view.ptr as usize).is_multiple_of(dtype.size()) {
         return Err(Error::new(Code::BadArgument, "A packed weight lies at an odd address"));
     }
     Ok(())

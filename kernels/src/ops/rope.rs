@@ -17,7 +17,7 @@ pub static RMS_NORM_ROPE: Kernel = Kernel { check: check_norm, run: run_norm, re
 fn check_tables(what: &str, args: &Args, first: usize) -> Result<()> {
     check_rows(what, args)?;
     let x = args.view(0);
-    ensure!(x.rank == 4 && x.last() % 2 == 0, "{what} takes (B, S, H, D) of an even D, got {:?}", x.shape());
+    ensure!(x.rank == 4 && x.last().is_multiple_of(2), "{what} takes (B, S, H, D) of an even D, got {:?}", x.shape());
     for (index, name) in [(first, "cos"), (first + 1, "sin")] {
         let table = args.view(index);
         ensure!(
