@@ -1,413 +1,587 @@
-//! Matrix multiply with a packed right side: the blocks and the register tiles that `linear` and `matmul` share.
+//! The matrix multiply behind `linear` and `matmul`: tiles of rows by panels of two vectors of columns.
 //!
-//! The right side lies in panels of two vectors of columns, each (K, columns), so that a tile reads it from front to
-//! back. Rows of the left side are copied into blocks whose rows stand an odd number of cache lines apart: a tile
-//! reads one element of each of its rows at a time, and rows a power of two apart would push each other out of the
-//! cache. A block of rows stays in the second-level cache while all panels of a task pass by.
+//! B lies in panels: the columns of one panel for each step of K, one step after another. Rows of A are first copied
+//! ("staged") into the thread's scratch memory, widened to f32 where they are narrower, in blocks of K at a fixed
+//! distance from row to row: one pointer then addresses all rows of a tile, and no stride of A can make the rows fight
+//! for the same cache sets. A block of one panel fits the first-level cache, while the tiles of rows stream past it
+//! from the second.
 
 use crate::activation::act;
-use crate::arith::Arith;
 use crate::dispatch;
 use crate::error::Result;
 use crate::level::Level;
-use crate::pool::Pool;
+use crate::ops::Cx;
 use crate::schema::Activation;
 use crate::simd::{Element, Simd};
 use crate::view::View;
+use half::bf16;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Units (elements, or pairs of bf16) of K that a block of rows holds.
-const DEPTH: usize = 512;
-/// Floats from one row of a block to the next: an odd number of cache lines.
-const ROW: usize = DEPTH + 16;
-/// The most rows of a block.
+/// Steps of K in a block: a panel's block takes 32 KB of four-byte lanes in AVX-512.
+const BLOCK: usize = 256;
+/// The distance between staged rows: an odd number of cache lines, so that the rows of a tile spread over all sets.
+const ROW: usize = BLOCK + 16;
+/// Staged rows that may stay for all of K, in four-byte units: most of a second-level cache.
+const STAGED: usize = 160 * 1024;
+/// Rows in a block where all of K does not fit.
 const ROWS: usize = 168;
-/// The bytes that all blocks of a task's rows may take to be kept for the next task.
-const KEPT: usize = 448 << 10;
-/// Vectors in a panel's row.
-const V: usize = 2;
+/// Columns in a task where staging is repeated for each.
+const WIDE: usize = 256;
+/// Threads that remember what they staged; others stage again for every task.
+const REMEMBERED: usize = 64;
 
-/// Where the rows of the left side are.
+/// How A and B meet: what a four-byte unit of a staged row holds, and what a lane of B holds.
+pub trait Product: Copy + Send + Sync + 'static {
+    /// The storage type of A, the result and its epilogue.
+    type E: Element;
+    /// Elements of K in a step.
+    const STEP: usize;
+    /// Bytes of one column of one step of B.
+    const BYTES: usize;
+    /// Loads a vector of columns.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`; a vector's bytes can be read.
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V;
+    /// acc + a * b.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`.
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
+    /// Copies `len` elements `stride` apart into units.
+    ///
+    /// # Safety
+    /// All elements can be read, `len` over the step units written.
+    unsafe fn stage<S: Simd>(from: *const Self::E, stride: usize, len: usize, to: *mut f32) {
+        unsafe { widen::<S, Self::E>(from, stride, len, to) }
+    }
+}
+
+#[inline(always)]
+unsafe fn widen<S: Simd, E: Element>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe {
+        let mut i = 0;
+        if stride == 1 {
+            while i + S::LANES <= len {
+                S::store(to.add(i), E::load::<S>(from.add(i)));
+                i += S::LANES;
+            }
+        }
+        while i < len {
+            *to.add(i) = (*from.add(i * stride)).get();
+            i += 1;
+        }
+    }
+}
+
+/// B in the storage type of A, widened as it is loaded.
 #[derive(Clone, Copy)]
-pub struct Rows {
-    /// The first element.
-    pub ptr: *const u8,
-    /// Elements from one row to the next.
-    pub row: usize,
-    /// Elements from one column to the next.
-    pub column: usize,
+pub struct Stored<E>(PhantomData<E>);
+
+impl<E: Element> Product for Stored<E> {
+    type E = E;
+    const STEP: usize = 1;
+    const BYTES: usize = E::SIZE;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { E::load::<S>(p as *const E) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { S::fma(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+        unsafe { widen::<S, E>(from, stride, len, to) }
+    }
 }
 
-/// What is done to the sums: out = residual + gate * act(alpha * sums + bias).
+/// B in f32, whatever A is.
 #[derive(Clone, Copy)]
-pub struct Epilogue {
-    /// f32, one for each column.
-    pub bias: Option<View>,
-    /// The activation.
-    pub act: Activation,
-    /// Broadcast to out's shape.
-    pub gate: Option<View>,
-    /// Broadcast to out's shape.
-    pub residual: Option<View>,
-    /// Columns adjacent.
-    pub out: View,
-    /// The factor.
-    pub alpha: f32,
+pub struct Widened<E>(PhantomData<E>);
+
+impl<E: Element> Product for Widened<E> {
+    type E = E;
+    const STEP: usize = 1;
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { S::fma(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+        unsafe { widen::<S, E>(from, stride, len, to) }
+    }
 }
 
-/// A multiplication (M, K) by (K, N).
-pub struct Gemm {
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
-    pub x: Rows,
-    /// The panels.
-    pub weight: *const u8,
-    pub epilogue: Epilogue,
+/// Pairs of bf16, two elements of K in each four-byte lane, for the CPU's dot product.
+#[derive(Clone, Copy)]
+pub struct Pairs;
+
+impl Product for Pairs {
+    type E = bf16;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { S::dot_bf16(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Simd>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
+        unsafe {
+            let to = to as *mut bf16;
+            if stride == 1 {
+                std::ptr::copy_nonoverlapping(from, to, len);
+            } else {
+                for i in 0..len {
+                    *to.add(i) = *from.add(i * stride);
+                }
+            }
+            // The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
+            if len % 2 == 1 {
+                *to.add(len) = bf16::ZERO;
+            }
+        }
+    }
 }
 
-unsafe impl Send for Gemm {}
-unsafe impl Sync for Gemm {}
-
-/// The columns of a panel.
-pub fn panel_columns(level: Level) -> usize {
+/// Columns in a panel at a level: two vectors.
+pub fn panel(level: Level) -> usize {
     match level {
         Level::Avx512 | Level::Avx512Bf16 => 32,
         _ => 16,
     }
 }
 
-/// The rows of a packed right side: K to a multiple of 4.
-pub fn packed_depth(k: usize) -> usize {
-    k.next_multiple_of(4)
+/// The most rows in a tile: two accumulators each, beside two vectors of B and one of A.
+const fn tile_rows(registers: usize) -> usize {
+    (registers - 4) / 2
 }
 
-/// The rows of the largest tile: sums, one row of weights and one element of x must fit the registers.
-const fn tile_rows<S: Simd>() -> usize {
-    match S::REGISTERS {
-        32 => 14,
-        16 => 6,
-        _ => 2,
+/// One multiply: out (M, N) = residual + gate * act(alpha * A B + bias).
+#[derive(Clone, Copy)]
+pub struct Gemm {
+    /// Rows.
+    pub m: usize,
+    /// Columns.
+    pub n: usize,
+    /// The inner size.
+    pub k: usize,
+    /// A's first element.
+    pub a: *const u8,
+    /// The distance between rows of A in elements.
+    pub a_row: usize,
+    /// The distance between columns of A in elements.
+    pub a_column: usize,
+    /// B's first panel.
+    pub b: *const u8,
+    /// Bytes from panel to panel.
+    pub b_panel: usize,
+    /// What the sums are multiplied by.
+    pub alpha: f32,
+    /// Added to each column, or null.
+    pub bias: *const f32,
+    /// Applied after the bias.
+    pub act: Activation,
+    /// Of out's shape, broadcast by strides of 0.
+    pub gate: Option<View>,
+    /// Of out's shape, broadcast by strides of 0.
+    pub residual: Option<View>,
+    /// The result, its last axis dense.
+    pub out: View,
+}
+
+// Threads share it; what they may touch was checked.
+unsafe impl Send for Gemm {}
+unsafe impl Sync for Gemm {}
+
+/// The rows and columns of one task, and how rows are staged.
+#[derive(Clone, Copy)]
+struct Region {
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+    /// Whether all blocks of K are staged one after another, instead of each in the place of the last.
+    whole: bool,
+    /// Whether the scratch memory holds these rows already.
+    staged: bool,
+}
+
+/// Offsets of one row in out, gate and residual.
+type Offsets = [usize; 3];
+
+impl Region {
+    /// Bytes of scratch memory: offsets of rows, staged rows, partial sums.
+    fn scratch(&self, blocks: usize, panel: usize) -> [usize; 3] {
+        let staged = if self.whole { blocks } else { 1 } * self.rows * ROW * 4;
+        let sums = if blocks > 1 { self.rows * self.columns.next_multiple_of(panel) } else { 16 * panel } * 4;
+        [(self.rows * size_of::<Offsets>()).next_multiple_of(64), staged.next_multiple_of(64), sums]
     }
 }
 
-/// How the work is cut: blocks of rows by groups of panels.
-#[derive(Clone, Copy)]
-struct Cut {
-    rows: usize,
-    panels: usize,
-    row_blocks: usize,
-    tasks: usize,
-}
-
-fn cut(gemm: &Gemm, columns: usize, element: usize, threads: usize) -> Cut {
-    let all = gemm.n.div_ceil(columns);
-    let row_blocks = gemm.m.div_ceil(ROWS);
-    let rows = gemm.m.div_ceil(row_blocks);
-    // Below about ten microseconds of work, waking the other threads costs more than they save.
-    let operations = 2.0 * gemm.m as f64 * gemm.n as f64 * gemm.k as f64;
-    let bytes = (all * columns * gemm.k * element) as f64;
-    let threads = if operations < 2e6 && bytes < 256e3 { 1 } else { threads };
-    let wanted = if threads == 1 { 1 } else { 4 * threads };
-    let panels = (all * row_blocks / wanted).clamp((64 / columns).max(1), 192 / columns);
-    Cut { rows, panels, row_blocks, tasks: row_blocks * all.div_ceil(panels) }
-}
-
-/// Multiplies on all threads.
-///
-/// # Safety
-/// The CPU has the level; every element that `gemm` describes may be read or written.
-pub unsafe fn multiply<A: Arith>(level: Level, pool: &Pool, gemm: &Gemm) -> Result<()> {
-    if gemm.m == 0 || gemm.n == 0 {
+/// Runs a multiply whose B is packed for the level.
+pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
+    if g.m == 0 || g.n == 0 {
         return Ok(());
     }
-    let cut = cut(gemm, panel_columns(level), std::mem::size_of::<A::W>(), pool.threads());
-    // Which block of rows a thread's memory holds.
-    let held: Vec<AtomicUsize> = (0..pool.threads()).map(|_| AtomicUsize::new(usize::MAX)).collect();
-    let bytes = scratch_bytes::<A>(gemm, &cut, panel_columns(level));
-    pool.run(cut.tasks, &|task, thread| unsafe {
-        block::<A>(level, gemm, &cut, task, pool.scratch(thread, bytes), &held[thread]);
+    let steps = g.k.div_ceil(P::STEP);
+    let blocks = steps.div_ceil(BLOCK).max(1);
+    // Blocks of rows depend on the shape alone, so that the order of every sum does.
+    let whole = g.m.min(56) * blocks * ROW <= STAGED;
+    let most = if whole { (STAGED / (blocks * ROW)).max(1) } else { ROWS };
+    let row_blocks = g.m.div_ceil(most);
+    let rows = g.m.div_ceil(row_blocks);
+    let row_blocks = g.m.div_ceil(rows);
+    // Columns: small tasks balance the threads; large ones stage less often, and cost fewer barriers.
+    let panel = panel(cx.level);
+    let panels = g.n.div_ceil(panel);
+    let threads = cx.pool.threads();
+    let cost = rows.max(8) * steps * panel / 1024; // of one panel, in about 10 ns
+    let least = if whole { (400 / cost.max(1)).max(1) } else { WIDE / panel };
+    let tasks = if threads == 1 { 1 } else { (panels / least).clamp(1, threads * if whole { 16 } else { 64 }) };
+    let width = panels.div_ceil(tasks).clamp(1, if whole { 1024 } else { 2 * WIDE } / panel);
+    let column_blocks = panels.div_ceil(width);
+    let staged: [AtomicUsize; REMEMBERED] = [const { AtomicUsize::new(usize::MAX) }; REMEMBERED];
+    cx.pool.run(row_blocks * column_blocks, &|index, thread| {
+        // Where staged rows last, go along the columns; else along the rows, which find B in the last-level cache.
+        let (i, j) = if whole {
+            (index / column_blocks, index % column_blocks)
+        } else {
+            (index % row_blocks, index / row_blocks)
+        };
+        let row = i * rows;
+        let column = j * width * panel;
+        let region = Region {
+            row,
+            rows: rows.min(g.m - row),
+            column,
+            columns: (width * panel).min(g.n - column),
+            whole,
+            staged: whole && staged.get(thread).is_some_and(|s| s.swap(i, Ordering::Relaxed) == i),
+        };
+        // The first block's sizes serve all, so that memory grows before anything is remembered in it.
+        let sizes = Region { rows, columns: width * panel, ..region }.scratch(blocks, panel);
+        unsafe {
+            let scratch = cx.pool.scratch(thread, sizes.iter().sum());
+            block::<P>(cx.level, cx.level, g, &region, scratch, sizes);
+        }
     })
 }
 
-fn blocks_of_depth<A: Arith>(k: usize) -> usize {
-    k.div_ceil(A::PAIR).div_ceil(DEPTH).max(1)
+/// Runs a multiply within one task, on one thread: `scratch` has `serial_scratch` bytes.
+///
+/// # Safety
+/// As `gemm`.
+pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) {
+    if g.m == 0 || g.n == 0 {
+        return;
+    }
+    let blocks = g.k.div_ceil(P::STEP).div_ceil(BLOCK).max(1);
+    for row in (0..g.m).step_by(ROWS) {
+        let region = Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, whole: false, staged: false };
+        let sizes = Region { rows: ROWS, ..region }.scratch(blocks, panel(level));
+        unsafe { block::<P>(level, level, g, &region, scratch, sizes) };
+    }
 }
 
-/// Whether a thread keeps all of a block of rows from task to task.
-fn keeps<A: Arith>(gemm: &Gemm, cut: &Cut) -> bool {
-    blocks_of_depth::<A>(gemm.k) * cut.rows * ROW * 4 <= KEPT
+/// What `gemm_serial` needs.
+pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
+    let region = Region { row: 0, rows: ROWS, column: 0, columns: n, whole: false, staged: false };
+    region.scratch(k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
 }
 
-fn scratch_bytes<A: Arith>(gemm: &Gemm, cut: &Cut, columns: usize) -> usize {
-    let blocks = if keeps::<A>(gemm, cut) { blocks_of_depth::<A>(gemm.k) } else { 1 };
-    let sums = if blocks_of_depth::<A>(gemm.k) > 1 { cut.rows * cut.panels * columns } else { 16 * columns };
-    4 * (blocks * cut.rows * ROW + sums) + cut.rows * 3 * std::mem::size_of::<usize>()
-}
-
-dispatch! {
-    fn block<A: Arith>(gemm: &Gemm, cut: &Cut, task: usize, scratch: *mut u8, held: &AtomicUsize) => block_at
-}
+dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 3]) => block_on);
 
 #[inline(always)]
-unsafe fn block_at<S: Simd, A: Arith>(gemm: &Gemm, cut: &Cut, task: usize, scratch: *mut u8, held: &AtomicUsize) {
+unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 3]) {
     unsafe {
-        let columns = V * S::LANES;
-        // Blocks of rows follow each other for the same panels, which then come from the cache.
-        let first_row = task % cut.row_blocks * cut.rows;
-        let rows = cut.rows.min(gemm.m.saturating_sub(first_row));
-        let first_panel = task / cut.row_blocks * cut.panels;
-        let panels = cut.panels.min(gemm.n.div_ceil(columns) - first_panel);
-        if rows == 0 {
-            return;
-        }
-        let depths = blocks_of_depth::<A>(gemm.k);
-        let kept = keeps::<A>(gemm, cut);
-        let held_blocks = if kept { depths } else { 1 };
-        let x = scratch as *mut f32;
-        let sums = x.add(held_blocks * cut.rows * ROW);
-        let sum_floats = if depths > 1 { cut.rows * cut.panels * columns } else { 16 * columns };
-        let offsets = Offsets::new(&gemm.epilogue, first_row, rows, sums.add(sum_floats) as *mut usize);
-
-        let fresh = !kept || held.swap(first_row, Ordering::Relaxed) != first_row;
-        if kept && fresh {
-            for depth in 0..depths {
-                copy_rows::<S, A>(gemm, first_row, rows, depth, x.add(depth * cut.rows * ROW));
+        let offsets = scratch as *mut Offsets;
+        let stage = scratch.add(sizes[0]) as *mut f32;
+        let sums = scratch.add(sizes[0] + sizes[1]) as *mut f32;
+        let panel = 2 * S::LANES;
+        let panels = region.columns.div_ceil(panel);
+        let steps = g.k.div_ceil(P::STEP);
+        let blocks = steps.div_ceil(BLOCK).max(1);
+        // Tiles of nearly equal rows.
+        let tiles = region.rows.div_ceil(tile_rows(S::REGISTERS));
+        if !region.staged {
+            row_offsets(&g.out, region, offsets, 0);
+            for (which, view) in [(1, &g.gate), (2, &g.residual)] {
+                if let Some(view) = view {
+                    row_offsets(view, region, offsets, which);
+                }
             }
         }
-        // Tiles of nearly equal height.
-        let tiles = rows.div_ceil(tile_rows::<S>());
-        for depth in 0..depths {
-            let block = if kept { x.add(depth * cut.rows * ROW) } else { x };
-            if !kept {
-                copy_rows::<S, A>(gemm, first_row, rows, depth, block);
+        for block in 0..blocks {
+            let first = block * BLOCK;
+            let count = BLOCK.min(steps - first);
+            let stage = if region.whole { stage.add(block * region.rows * ROW) } else { stage };
+            if !region.staged {
+                let k = first * P::STEP;
+                let len = (count * P::STEP).min(g.k - k);
+                for row in 0..region.rows {
+                    let from = (g.a as *const P::E).add((region.row + row) * g.a_row + k * g.a_column);
+                    P::stage::<S>(from, g.a_column, len, stage.add(row * ROW));
+                }
             }
-            let units = (gemm.k.div_ceil(A::PAIR) - depth * DEPTH).min(DEPTH);
-            for tile in 0..tiles {
-                let (from, to) = (tile * rows / tiles, (tile + 1) * rows / tiles);
-                for panel in 0..panels {
-                    let number = first_panel + panel;
-                    let weight = (gemm.weight as *const A::W)
-                        .add((number * packed_depth(gemm.k) + depth * DEPTH * A::PAIR) * columns);
-                    let sum = if depths > 1 { sums.add((panel * cut.rows + from) * columns) } else { sums };
-                    any_tile::<S, A>(to - from, units, depth == 0, block.add(from * ROW), weight, sum);
-                    if depth + 1 == depths {
-                        finish::<S, A::E>(gemm, &offsets, (from, to), number * columns, sum);
+            let last = block + 1 == blocks;
+            for p in 0..panels {
+                let column = region.column + p * panel;
+                let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
+                // The block after this one, which the first tile fetches into the second-level cache.
+                let next = if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b };
+                let mut row = 0;
+                for t in 0..tiles {
+                    let end = (t + 1) * region.rows / tiles;
+                    let rows = end - row;
+                    let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
+                    let ahead = if t == 0 { next } else { b };
+                    let a = stage.add(row * ROW);
+                    tile::<P>(level, rows, Tile { a, b, steps: count, sums: sum, add: block > 0, ahead });
+                    if last {
+                        finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
                     }
+                    row = end;
                 }
             }
         }
     }
 }
 
-/// Copies rows' units of one block of K; zeros follow the last to the end of its cache line.
-#[inline(always)]
-unsafe fn copy_rows<S: Simd, A: Arith>(gemm: &Gemm, first: usize, rows: usize, depth: usize, block: *mut f32) {
+/// Writes the offsets of a region's rows in a view.
+unsafe fn row_offsets(view: &View, region: &Region, offsets: *mut Offsets, which: usize) {
     unsafe {
-        let start = depth * DEPTH * A::PAIR;
-        let elements = (gemm.k - start).min(DEPTH * A::PAIR);
-        let cell = 16 * A::PAIR;
-        for row in 0..rows {
-            let x = (gemm.x.ptr as *const A::E).add((first + row) * gemm.x.row + start * gemm.x.column);
-            let to = block.add(row * ROW);
-            let mut at = 0;
-            while at < elements {
-                let n = (elements - at).min(cell);
-                if gemm.x.column == 1 {
-                    A::fill::<S>(to.add(at / A::PAIR), x.add(at), n);
-                } else {
-                    let mut gathered = [<A::E as Element>::from(0.0); 32];
-                    for (i, value) in gathered.iter_mut().enumerate().take(n) {
-                        *value = *x.add((at + i) * gemm.x.column);
-                    }
-                    A::fill::<S>(to.add(at / A::PAIR), gathered.as_ptr(), n);
-                }
-                at += cell;
+        if let Some(stride) = view.row_stride() {
+            for i in 0..region.rows {
+                (*offsets.add(i))[which] = (region.row + i) * stride;
+            }
+        } else {
+            for i in 0..region.rows {
+                (*offsets.add(i))[which] = view.row_offset(region.row + i);
             }
         }
     }
 }
 
-/// Sums of `M` rows and one panel, in registers.
-// Plain counted loops are what the compiler keeps in registers.
-#[allow(clippy::needless_range_loop)]
-#[inline(always)]
-unsafe fn tile<S: Simd, A: Arith, const M: usize>(
-    units: usize,
-    first: bool,
-    x: *const f32,  // (M, ROW)
-    w: *const A::W, // (units, columns)
-    sums: *mut f32, // (M, columns)
-) {
-    unsafe {
-        let mut s = [[S::splat(0.0); V]; M];
-        if !first {
-            for m in 0..M {
-                for v in 0..V {
-                    s[m][v] = S::load(sums.add((m * V + v) * S::LANES));
-                }
-            }
-        }
-        let step = S::LANES * A::PAIR;
-        let mut w = w;
-        for unit in 0..units {
-            let mut weights = [S::splat(0.0); V];
-            for v in 0..V {
-                weights[v] = A::weights::<S>(w.add(v * step));
-            }
-            S::prefetch(w.wrapping_add(16 * V * step) as *const u8);
-            S::prefetch(w.wrapping_add((16 * V + 1) * step) as *const u8);
-            for m in 0..M {
-                let value = S::splat(*x.add(m * ROW + unit));
-                for v in 0..V {
-                    s[m][v] = A::madd::<S>(s[m][v], value, weights[v]);
-                }
-            }
-            w = w.add(V * step);
-        }
-        for m in 0..M {
-            for v in 0..V {
-                S::store(sums.add((m * V + v) * S::LANES), s[m][v]);
-            }
-        }
-    }
-}
-
-/// `tile` for a number of rows that only the run knows.
-#[inline(always)]
-unsafe fn any_tile<S: Simd, A: Arith>(
-    m: usize,
-    units: usize,
-    first: bool,
-    x: *const f32,
-    w: *const A::W,
+/// One tile's operands: staged rows, a panel's block and its steps, sums, what to fetch meanwhile.
+#[derive(Clone, Copy)]
+struct Tile {
+    a: *const f32,
+    b: *const u8,
+    steps: usize,
     sums: *mut f32,
-) {
-    macro_rules! arms {
-        ($($m:literal)*) => {
-            match m {
-                $($m if $m <= tile_rows::<S>() => tile::<S, A, $m>(units, first, x, w, sums),)*
-                _ => unreachable!("a tile of {m} rows"),
+    /// Whether to add to the sums.
+    add: bool,
+    ahead: *const u8,
+}
+
+/// Picks the code for the number of rows.
+unsafe fn tile<P: Product>(level: Level, rows: usize, t: Tile) {
+    macro_rules! pick {
+        ($($rows:literal: $unroll:literal),*) => {
+            match rows {
+                $($rows => tile_of::<P, $rows, $unroll>(level, t),)*
+                _ => unreachable!("tiles have at most so many rows as registers allow"),
             }
         };
     }
-    unsafe { arms!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    unsafe { pick!(1: 4, 2: 2, 3: 2, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1) }
 }
 
-/// Where each row of a task begins in the results and what is applied to them, in elements.
-struct Offsets {
-    out: *mut usize,
-    gate: *mut usize,
-    residual: *mut usize,
-}
-
-impl Offsets {
-    unsafe fn new(epilogue: &Epilogue, first: usize, rows: usize, memory: *mut usize) -> Self {
-        unsafe {
-            let offsets = Self { out: memory, gate: memory.add(rows), residual: memory.add(2 * rows) };
-            fill_offsets(&epilogue.out, first, rows, offsets.out);
-            if let Some(gate) = &epilogue.gate {
-                fill_offsets(gate, first, rows, offsets.gate);
-            }
-            if let Some(residual) = &epilogue.residual {
-                fill_offsets(residual, first, rows, offsets.residual);
-            }
-            offsets
-        }
+/// Picks the code for the level. Each is a function of its own: inlined side by side, the compiler runs out of
+/// registers in some.
+unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: Tile) {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2<P: Product, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate::<crate::simd::Avx2, P, R, U>(t) }
     }
-}
-
-unsafe fn fill_offsets(view: &View, first: usize, rows: usize, to: *mut usize) {
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn avx512<P: Product, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate::<crate::simd::Avx512, P, R, U>(t) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
+    unsafe fn avx512_bf16<P: Product, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate::<crate::simd::Avx512Bf16, P, R, U>(t) }
+    }
     unsafe {
-        match view.row_stride() {
-            Some(stride) => (0..rows).for_each(|i| *to.add(i) = (first + i) * stride),
-            None => (0..rows).for_each(|i| *to.add(i) = view.row_offset(first + i)),
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::<P, R, U>(t),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::<P, R, U>(t),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => avx512_bf16::<P, R, U>(t),
+            _ => accumulate::<crate::simd::Portable, P, R, U>(t),
         }
     }
 }
 
-/// Applies the epilogue to a tile's sums and writes the results.
+/// Sums (R, panel), added to or stored. Few rows take several sums each, or every step would wait for the last.
 #[inline(always)]
-unsafe fn finish<S: Simd, E: Element>(
-    gemm: &Gemm,
-    offsets: &Offsets,
-    rows: (usize, usize),
-    column: usize,
-    sums: *const f32, // (M, columns)
+#[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
+unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
+    if R > tile_rows(S::REGISTERS) {
+        unreachable!("tiles have at most so many rows as registers allow");
+    }
+    let Tile { a, b, steps, sums, add, ahead } = t;
+    unsafe {
+        let zero = S::splat(0.0);
+        let mut acc = [[[zero; 2]; R]; U];
+        if add {
+            for r in 0..R {
+                for v in 0..2 {
+                    acc[0][r][v] = S::load(sums.add((r * 2 + v) * S::LANES));
+                }
+            }
+        }
+        let vector = S::LANES * P::BYTES;
+        let mut s = 0;
+        while s + U <= steps {
+            for u in 0..U {
+                let b = b.add((s + u) * 2 * vector);
+                prefetch(ahead.wrapping_add((s + u) * 2 * vector));
+                if vector == 64 {
+                    prefetch(ahead.wrapping_add((s + u) * 2 * vector + 64));
+                }
+                let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
+                for r in 0..R {
+                    let x = S::splat(*a.add(r * ROW + s + u));
+                    acc[u][r][0] = P::mac::<S>(acc[u][r][0], x, b0);
+                    acc[u][r][1] = P::mac::<S>(acc[u][r][1], x, b1);
+                }
+            }
+            s += U;
+        }
+        while s < steps {
+            let b = b.add(s * 2 * vector);
+            let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
+            for r in 0..R {
+                let x = S::splat(*a.add(r * ROW + s));
+                acc[0][r][0] = P::mac::<S>(acc[0][r][0], x, b0);
+                acc[0][r][1] = P::mac::<S>(acc[0][r][1], x, b1);
+            }
+            s += 1;
+        }
+        for r in 0..R {
+            for v in 0..2 {
+                let mut sum = acc[0][r][v];
+                for more in acc.iter().skip(1) {
+                    sum = S::add(sum, more[r][v]);
+                }
+                S::store(sums.add((r * 2 + v) * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// Brings a line into the second-level cache; any address will do.
+#[inline(always)]
+unsafe fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p as *const i8);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Turns sums into results: alpha, bias, activation, gate, residual.
+#[inline(always)]
+unsafe fn finish<S: Simd, E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) {
+    unsafe {
+        for v in 0..2 {
+            let from = column + v * S::LANES;
+            if from >= g.n {
+                break;
+            }
+            let width = S::LANES.min(g.n - from);
+            let sums = sums.add(v * S::LANES);
+            macro_rules! known {
+                ($($kind:ident),*) => {
+                    match g.act {
+                        $(Activation::$kind => {
+                            finish_rows::<S, E>(g, Activation::$kind, sums, offsets, rows, from, width)
+                        })*
+                    }
+                };
+            }
+            known!(None, Silu, GeluTanh, GeluErf, QuickGelu, Relu);
+        }
+    }
+}
+
+/// One vector of columns, all rows of a tile.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn finish_rows<S: Simd, E: Element>(
+    g: &Gemm,
+    kind: Activation,
+    sums: *const f32,
+    offsets: *const Offsets,
+    rows: usize,
+    from: usize,
+    width: usize,
 ) {
     unsafe {
-        let epilogue = &gemm.epilogue;
-        for v in 0..V {
-            let column = column + v * S::LANES;
-            if column >= gemm.n {
-                return;
+        let alpha = S::splat(g.alpha);
+        let bias = if g.bias.is_null() { S::splat(0.0) } else { load::<S, f32>(g.bias.add(from), width) };
+        for r in 0..rows {
+            let at = &*offsets.add(r);
+            let mut y = S::fma(S::load(sums.add(r * 2 * S::LANES)), alpha, bias);
+            y = act::<S>(kind, y);
+            if let Some(gate) = &g.gate {
+                y = S::mul(y, columns::<S, E>(gate, at[1], from, width));
             }
-            let n = (gemm.n - column).min(S::LANES);
-            let bias = match &epilogue.bias {
-                Some(bias) if n == S::LANES => S::load(bias.at::<f32>(column)),
-                Some(bias) => S::load_n(bias.at::<f32>(column), n),
-                None => S::splat(0.0),
-            };
-            for row in rows.0..rows.1 {
-                let sum = S::load(sums.add(((row - rows.0) * V + v) * S::LANES));
-                let mut y = S::fma(sum, S::splat(epilogue.alpha), bias);
-                y = act::<S>(epilogue.act, y);
-                if let Some(gate) = &epilogue.gate {
-                    y = S::mul(y, row_vector::<S, E>(gate, *offsets.gate.add(row), column, n));
-                }
-                if let Some(residual) = &epilogue.residual {
-                    y = S::add(y, row_vector::<S, E>(residual, *offsets.residual.add(row), column, n));
-                }
-                let to = epilogue.out.at::<E>(*offsets.out.add(row) + column);
-                if n == S::LANES { E::store::<S>(to, y) } else { E::store_n::<S>(to, y, n) }
+            if let Some(residual) = &g.residual {
+                y = S::add(y, columns::<S, E>(residual, at[2], from, width));
+            }
+            let to = g.out.at::<E>(at[0] + from);
+            if width == S::LANES {
+                E::store::<S>(to, y);
+            } else {
+                E::store_n::<S>(to, y, width);
             }
         }
     }
 }
 
-/// A vector of a row of an operand whose columns may be adjacent, all one, or far apart.
 #[inline(always)]
-unsafe fn row_vector<S: Simd, E: Element>(view: &View, row: usize, column: usize, n: usize) -> S::V {
+unsafe fn load<S: Simd, E: Element>(p: *const E, width: usize) -> S::V {
+    unsafe { if width == S::LANES { E::load::<S>(p) } else { E::load_n::<S>(p, width) } }
+}
+
+/// A vector of a row of a view of any stride.
+#[inline(always)]
+unsafe fn columns<S: Simd, E: Element>(view: &View, row: usize, from: usize, width: usize) -> S::V {
     unsafe {
         let stride = view.strides[view.rank - 1];
-        match stride {
-            0 => S::splat((*view.at::<E>(row)).get()),
-            1 if n == S::LANES => E::load::<S>(view.at::<E>(row + column)),
-            1 => E::load_n::<S>(view.at::<E>(row + column), n),
-            _ => {
-                let mut lanes = [0f32; 16];
-                for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-                    *lane = (*view.at::<E>(row + (column + i) * stride)).get();
-                }
-                S::load(lanes.as_ptr())
-            }
+        if stride == 1 {
+            return load::<S, E>(view.at::<E>(row + from), width);
         }
-    }
-}
-
-/// Writes one panel of a right side whose elements `get(k, column)` gives; zeros fill it up.
-///
-/// # Safety
-/// `panel` has room for (packed_depth(k), columns) elements.
-#[inline(always)]
-pub unsafe fn pack_panel<W: Element>(
-    panel: *mut W,
-    pair: usize,
-    (k, columns): (usize, usize),
-    valid: usize,
-    get: impl Fn(usize, usize) -> f32,
-) {
-    unsafe {
-        // Blocks of K, so that the writes of a block stay in the first-level cache.
-        for start in (0..packed_depth(k)).step_by(64) {
-            let end = (start + 64).min(packed_depth(k));
-            for column in 0..columns {
-                for depth in start..end {
-                    let value = if column < valid && depth < k { get(depth, column) } else { 0.0 };
-                    let at = depth / pair * pair * columns + column * pair + depth % pair;
-                    *panel.add(at) = W::from(value);
-                }
-            }
+        if stride == 0 {
+            return S::splat((*view.at::<E>(row)).get());
         }
+        let mut lanes = [0f32; 16];
+        for (i, lane) in lanes.iter_mut().enumerate().take(width) {
+            *lane = (*view.at::<E>(row + (from + i) * stride)).get();
+        }
+        S::load(lanes.as_ptr())
     }
 }

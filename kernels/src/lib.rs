@@ -1,7 +1,6 @@
 //! The native core of denoise: CPU kernels and the program executor.
 
 pub mod activation;
-pub mod arith;
 pub mod buffer;
 pub mod conv_kernel;
 pub mod error;

@@ -54,7 +54,7 @@ fn sinusoids(t: f32, size: usize, flip: u32, shift: f32, scale: f32) -> Vec<f64>
 fn sinusoids_of_timesteps() {
     let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-4, "{got} is not {want}");
     let got = sinusoids(3.0, 6, 0, 1.0, 1.0);
-    for (i, frequency) in [1.0, 0.01, 0.0001].iter().enumerate() {
+    for (i, frequency) in [1f64, 0.01, 0.0001].into_iter().enumerate() {
         close(got[i], (3.0 * frequency).sin());
         close(got[3 + i], (3.0 * frequency).cos());
     }

@@ -1,215 +1,268 @@
-//! Linear layers with their epilogue, and the packing of their weights.
+//! `linear` and the packing of its weights.
 
 use super::*;
-use crate::arith::{Arith, Pairs, Widen};
+use crate::dispatch;
 use crate::ensure;
 use crate::error::{Code, Error};
-use crate::gemm::{Epilogue, Gemm, Rows, multiply, pack_panel, packed_depth, panel_columns};
+use crate::gemm::{Gemm, Pairs, Product, Stored, gemm, panel};
 use crate::schema::DType;
-use crate::simd::Element;
+use crate::simd::{Element, Simd};
 use half::{bf16, f16};
 
+/// out = residual + gate * act(x W^T + bias).
 pub static LINEAR: Kernel = Kernel { check, run, reference };
-pub static PACK_LINEAR: Kernel = Kernel { check: check_pack, run: run_pack, reference: reference_pack };
+/// Rows (N, K) to the level's panels.
+pub static PACK_LINEAR: Kernel = Kernel { check: check_pack, run: pack, reference: pack_reference };
 
-/// Bytes of a packed weight (N, K), the same on every level.
-fn packed_bytes(n: usize, k: usize, size: usize) -> Option<usize> {
-    n.checked_next_multiple_of(64)?.checked_mul(k.checked_next_multiple_of(4)?)?.checked_mul(size)
+/// A weight's columns are packed to a multiple of this, whatever the level.
+const COLUMNS: usize = 64;
+/// Its inner size to a multiple of this.
+const INNER: usize = 4;
+
+/// The bytes of a packed weight, or `None` beyond what can be counted.
+fn packed_bytes(n: usize, k: usize, dtype: DType) -> Option<usize> {
+    let columns = n.checked_next_multiple_of(COLUMNS)?;
+    let inner = k.checked_next_multiple_of(INNER)?;
+    columns.checked_mul(inner)?.checked_mul(dtype.size())
 }
 
-fn sizes(args: &Args) -> Result<(usize, usize)> {
-    let (n, k) = (args.i32(0), args.i32(1));
-    ensure!(n > 0 && k > 0, "linear takes at least one input and output, got n = {n}, k = {k}");
-    Ok((n as usize, k as usize))
+fn size(args: &Args, index: usize, name: &str) -> Result<usize> {
+    let value = args.i32(index);
+    ensure!(value >= 0, "linear takes no negative {name}, got {value}");
+    Ok(value as usize)
+}
+
+/// The parameters n, k, act.
+fn params(args: &Args) -> Result<(usize, usize, Activation)> {
+    let act = Activation::from_code(args.params[2]);
+    ensure!(act.is_some(), "linear has no activation of code {}", args.params[2]);
+    Ok((size(args, 0, "n")?, size(args, 1, "k")?, act.unwrap_or(Activation::None)))
 }
 
 fn check(args: &Args) -> Result<()> {
-    let (n, k) = sizes(args)?;
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
-    ensure!(x.rank > 0 && x.last() == k, "linear of {k} inputs cannot take {:?}", x.shape());
-    ensure!(x.dtype.is_float(), "linear takes x of a float type, got {:?}", x.dtype);
+    let (n, k, ..) = params(args)?;
+    ensure!(x.dtype.is_float(), "linear takes x of a float dtype, got {:?}", x.dtype);
+    ensure!(out.dtype == x.dtype, "linear gives out in x's dtype {:?}, got {:?}", x.dtype, out.dtype);
+    ensure!(x.rank > 0 && x.last() == k, "linear takes x of {k} columns, got {:?}", x.shape());
     ensure!(
-        out.dtype == x.dtype && out.rank == x.rank && out.shape()[..out.rank - 1] == x.shape()[..x.rank - 1],
-        "linear gives {:?} rows of x {:?}, not {:?} {:?}",
-        x.dtype,
+        x.rank == out.rank && out.last() == n && x.shape()[..x.rank - 1] == out.shape()[..x.rank - 1],
+        "linear of x {:?} gives out of {n} columns, got {:?}",
         x.shape(),
-        out.dtype,
         out.shape()
     );
-    ensure!(out.last() == n, "linear of {n} outputs cannot give {:?}", out.shape());
+    ensure!(x.inner_dense() && x.row_stride().is_some(), "linear takes x as rows of equal distance");
+    ensure!(out.inner_dense(), "linear takes out with a dense last axis");
+    ensure!(weight.dtype == DType::U8 && weight.is_contiguous(), "linear takes a packed weight of dense bytes");
     ensure!(
-        x.inner_dense() && x.row_stride().is_some() && out.inner_dense(),
-        "linear takes x in even rows and a dense last axis of out"
-    );
-    ensure!(
-        weight.dtype == DType::U8 && weight.is_contiguous() && Some(weight.len()) == packed_bytes(n, k, x.dtype.size()),
-        "linear of {k} inputs and {n} outputs in {:?} takes a weight packed for it, got {:?} {:?}",
+        packed_bytes(n, k, x.dtype) == Some(weight.len()),
+        "linear of {n} by {k} in {:?} takes another packed weight than one of {} bytes",
         x.dtype,
-        weight.dtype,
-        weight.shape()
+        weight.len()
     );
     if let Some(bias) = args.optional(2) {
         ensure!(
-            bias.dtype == DType::F32 && bias.shape() == [n] && bias.is_contiguous(),
-            "linear takes an f32 bias of [{n}], got {:?} {:?}",
+            bias.dtype == DType::F32 && bias.shape() == [n] && bias.inner_dense(),
+            "linear takes a dense f32 bias of {n} elements, got {:?} {:?}",
             bias.dtype,
             bias.shape()
         );
     }
     for (index, name) in [(3, "gate"), (4, "residual")] {
         if let Some(view) = args.optional(index) {
+            ensure!(view.dtype == x.dtype, "linear takes a {name} in x's dtype {:?}, got {:?}", x.dtype, view.dtype);
             ensure!(
-                view.dtype == x.dtype && view.broadcast(out.shape()).is_some(),
-                "linear takes a {:?} {name} that broadcasts to {:?}, got {:?} {:?}",
-                x.dtype,
+                view.broadcast(out.shape()).is_some(),
+                "linear takes a {name} that broadcasts to out {:?}, got {:?}",
                 out.shape(),
-                view.dtype,
                 view.shape()
             );
         }
-    }
-    ensure!(Activation::from_code(args.params[2]).is_some(), "linear has no activation {}", args.params[2]);
-    Ok(())
-}
-
-fn activation(args: &Args) -> Activation {
-    Activation::from_code(args.params[2]).unwrap_or(Activation::None)
-}
-
-/// The weight as the reference packs it: (N, K) in x's type.
-fn reference(args: &Args) -> Result<()> {
-    let (n, k) = sizes(args)?;
-    let (x, out) = (args.view(0), args.out());
-    let weight = View::contiguous(args.view(1).ptr, x.dtype, &[n, k]);
-    let shape = out.shape();
-    let (gate, residual) = [3, 4].map(|i| args.optional(i).and_then(|v| v.broadcast(shape))).into();
-    for index in 0..out.len() {
-        let (row, column) = (index / n, index % n);
-        let x_row = x.row_offset(row);
-        unsafe {
-            let mut sum = 0f64;
-            for i in 0..k {
-                sum += x.get(x_row + i) as f64 * weight.get(column * k + i) as f64;
-            }
-            if let Some(bias) = args.optional(2) {
-                sum += bias.get(column) as f64;
-            }
-            let mut y = activate(activation(args), sum);
-            if let Some(gate) = &gate {
-                y *= gate.get(gate.offset(index)) as f64;
-            }
-            if let Some(residual) = &residual {
-                y += residual.get(residual.offset(index)) as f64;
-            }
-            out.set(out.offset(index), y as f32);
-        }
-    }
-    Ok(())
-}
-
-/// Packed weights are read as elements wherever they lie; a program may bind bytes anywhere.
-fn aligned(view: &View, dtype: DType) -> Result<()> {
-    if !(view.ptr as usize).is_multiple_of(dtype.size()) {
-        return Err(Error::new(Code::BadArgument, "A packed weight lies at an odd address"));
     }
     Ok(())
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
-    match args.view(0).dtype {
-        DType::F32 => run_as::<Widen<f32>>(cx, args),
-        DType::F16 => run_as::<Widen<f16>>(cx, args),
-        _ if cx.level == Level::Avx512Bf16 => run_as::<Pairs>(cx, args),
-        _ => run_as::<Widen<bf16>>(cx, args),
-    }
-}
-
-fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
-    let (n, k) = sizes(args)?;
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
+    let (n, k, act) = params(args)?;
     aligned(&weight, x.dtype)?;
-    let broadcast = |index: usize| args.optional(index).and_then(|v| v.broadcast(out.shape()));
-    let gemm = Gemm {
+    let g = Gemm {
         m: out.rows(),
         n,
         k,
-        x: Rows { ptr: x.ptr, row: x.row_stride().unwrap_or(0), column: 1 },
-        weight: weight.ptr,
-        epilogue: Epilogue {
-            bias: args.optional(2),
-            act: activation(args),
-            gate: broadcast(3),
-            residual: broadcast(4),
-            out,
-            alpha: 1.0,
-        },
+        a: x.ptr,
+        a_row: x.row_stride().unwrap_or(0),
+        a_column: 1,
+        b: weight.ptr,
+        b_panel: panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size(),
+        alpha: 1.0,
+        bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
+        act,
+        gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
+        residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
+        out,
     };
-    unsafe { multiply::<A>(cx.level, cx.pool, &gemm) }
+    match x.dtype {
+        DType::F32 => gemm::<Stored<f32>>(cx, &g),
+        DType::BF16 if pairs(cx.level) => gemm::<Pairs>(cx, &g),
+        DType::BF16 => gemm::<Stored<bf16>>(cx, &g),
+        _ => gemm::<Stored<f16>>(cx, &g),
+    }
+}
+
+/// Packed weights are bytes, which a program may bind anywhere, and are read as elements.
+fn aligned(packed: &View, dtype: DType) -> Result<()> {
+    if (packed.ptr as usize).is_multiple_of(dtype.size()) {
+        return Ok(());
+    }
+    Err(Error::new(Code::BadArgument, "A packed weight lies at an odd address"))
+}
+
+/// Whether bf16 weights lie in pairs of K.
+fn pairs(level: Level) -> bool {
+    level == Level::Avx512Bf16
+}
+
+fn reference(args: &Args) -> Result<()> {
+    let (x, weight, bias, out) = (args.view(0), args.view(1), args.optional(2), args.out());
+    let (n, k, act) = params(args)?;
+    let gate = args.optional(3).and_then(|view| view.broadcast(out.shape()));
+    let residual = args.optional(4).and_then(|view| view.broadcast(out.shape()));
+    let inner = k.next_multiple_of(INNER);
+    let weight = View { dtype: x.dtype, ..weight };
+    for index in 0..out.len() {
+        let (row, column) = (index / n, index % n);
+        let mut sum = 0f64;
+        for i in 0..k {
+            unsafe { sum += x.get(x.row_offset(row) + i) as f64 * weight.get(column * inner + i) as f64 };
+        }
+        unsafe {
+            if let Some(bias) = bias {
+                sum += bias.get(column) as f64;
+            }
+            sum = activate(act, sum);
+            if let Some(gate) = gate {
+                sum *= gate.get(gate.offset(index)) as f64;
+            }
+            if let Some(residual) = residual {
+                sum += residual.get(residual.offset(index)) as f64;
+            }
+            out.set(out.offset(index), sum as f32);
+        }
+    }
+    Ok(())
+}
+
+/// The dtype that a weight is packed for.
+fn packed_dtype(args: &Args) -> Result<DType> {
+    let dtype = DType::from_code(args.params[0]).filter(|d| d.is_float());
+    ensure!(dtype.is_some(), "pack_linear packs for a float dtype, got code {}", args.params[0]);
+    Ok(dtype.unwrap_or(DType::F32))
 }
 
 fn check_pack(args: &Args) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
     let dtype = packed_dtype(args)?;
+    ensure!(weight.dtype.is_float(), "pack_linear takes a weight of a float dtype, got {:?}", weight.dtype);
+    ensure!(weight.rank == 2, "pack_linear takes a weight of two axes, got {:?}", weight.shape());
+    ensure!(weight.inner_dense(), "pack_linear takes a weight with a dense last axis");
+    ensure!(out.dtype == DType::U8 && out.is_contiguous(), "pack_linear gives dense bytes");
     ensure!(
-        weight.rank == 2 && weight.dtype.is_float() && weight.inner_dense(),
-        "pack_linear takes a float weight of two axes, got {:?} {:?}",
-        weight.dtype,
-        weight.shape()
-    );
-    let bytes = packed_bytes(weight.dims[0], weight.dims[1], dtype.size());
-    ensure!(
-        out.dtype == DType::U8 && out.rank == 1 && Some(out.len()) == bytes && out.is_contiguous(),
-        "pack_linear of {:?} for {dtype:?} gives {} bytes, not {:?} {:?}",
+        packed_bytes(weight.dims[0], weight.dims[1], dtype) == Some(out.len()),
+        "pack_linear of {:?} for {dtype:?} gives another size than {} bytes",
         weight.shape(),
-        bytes.unwrap_or(usize::MAX),
-        out.dtype,
-        out.shape()
+        out.len()
     );
     Ok(())
 }
 
-fn packed_dtype(args: &Args) -> Result<DType> {
-    match DType::from_code(args.params[0]) {
-        Some(dtype) if dtype.is_float() => Ok(dtype),
-        _ => Err(Error::new(Code::BadProgram, format!("pack_linear takes a float type, got {}", args.params[0]))),
-    }
-}
-
-fn reference_pack(args: &Args) -> Result<()> {
-    let (weight, dtype) = (args.view(0), packed_dtype(args)?);
-    let out = View::contiguous(args.out().ptr, dtype, weight.shape());
-    for index in 0..weight.len() {
-        unsafe { out.set(index, weight.get(weight.offset(index))) };
+fn pack_reference(args: &Args) -> Result<()> {
+    let (weight, out) = (args.view(0), View { dtype: packed_dtype(args)?, ..args.out() });
+    let (n, k) = (weight.dims[0], weight.dims[1]);
+    let inner = k.next_multiple_of(INNER);
+    for column in 0..n.next_multiple_of(COLUMNS) {
+        for i in 0..inner {
+            let inside = column < n && i < k;
+            unsafe {
+                let value = if inside { weight.get(column * weight.strides[0] + i) } else { 0.0 };
+                out.set(column * inner + i, value);
+            }
+        }
     }
     Ok(())
 }
 
-fn run_pack(cx: &Cx, args: &Args) -> Result<()> {
-    match (args.view(0).dtype, packed_dtype(args)?) {
-        (DType::F32, to) => pack_from::<f32>(cx, args, to),
-        (DType::BF16, to) => pack_from::<bf16>(cx, args, to),
-        (_, to) => pack_from::<f16>(cx, args, to),
-    }
-}
-
-fn pack_from<E: Element>(cx: &Cx, args: &Args, to: DType) -> Result<()> {
-    match to {
-        DType::F32 => pack_as::<E, f32>(cx, args, 1),
-        DType::BF16 => pack_as::<E, bf16>(cx, args, if cx.level == Level::Avx512Bf16 { 2 } else { 1 }),
-        _ => pack_as::<E, f16>(cx, args, 1),
-    }
-}
-
-fn pack_as<E: Element, W: Element>(cx: &Cx, args: &Args, pair: usize) -> Result<()> {
+fn pack(cx: &Cx, args: &Args) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
-    aligned(&out, packed_dtype(args)?)?;
+    let dtype = packed_dtype(args)?;
     let (n, k) = (weight.dims[0], weight.dims[1]);
-    let columns = panel_columns(cx.level);
-    cx.pool.run(n.next_multiple_of(64) / columns, &|panel, _| unsafe {
-        let first = panel * columns;
-        let to = out.at::<W>(first * packed_depth(k));
-        pack_panel(to, pair, (k, columns), n.saturating_sub(first), |depth, column| {
-            (*weight.at::<E>((first + column) * weight.strides[0] + depth)).get()
-        });
+    let width = panel(cx.level);
+    let panels = n.next_multiple_of(COLUMNS) / width;
+    let bytes = width * k.next_multiple_of(INNER) * dtype.size();
+    let together = (64 * 1024 / bytes.max(1)).clamp(1, panels.max(1));
+    cx.pool.run(panels.div_ceil(together), &|task, _| {
+        let (weight, out) = (&weight, &out);
+        for index in task * together..((task + 1) * together).min(panels) {
+            let first = index * width;
+            let columns = width.min(n.saturating_sub(first));
+            let from = weight.ptr.wrapping_add(first.min(n) * weight.strides[0] * weight.dtype.size());
+            let rows = Rows { from, stride: weight.strides[0], columns, k };
+            unsafe {
+                let to = out.ptr.add(index * bytes);
+                match (weight.dtype, dtype) {
+                    (DType::F32, DType::F32) => pack_panel::<f32, Stored<f32>>(cx.level, rows, to),
+                    (DType::F32, DType::F16) => pack_panel::<f32, Stored<f16>>(cx.level, rows, to),
+                    (DType::F32, _) if pairs(cx.level) => pack_panel::<f32, Pairs>(cx.level, rows, to),
+                    (DType::F32, _) => pack_panel::<f32, Stored<bf16>>(cx.level, rows, to),
+                    (DType::BF16, DType::F32) => pack_panel::<bf16, Stored<f32>>(cx.level, rows, to),
+                    (DType::BF16, DType::F16) => pack_panel::<bf16, Stored<f16>>(cx.level, rows, to),
+                    (DType::BF16, _) if pairs(cx.level) => pack_panel::<bf16, Pairs>(cx.level, rows, to),
+                    (DType::BF16, _) => pack_panel::<bf16, Stored<bf16>>(cx.level, rows, to),
+                    (_, DType::F32) => pack_panel::<f16, Stored<f32>>(cx.level, rows, to),
+                    (_, DType::F16) => pack_panel::<f16, Stored<f16>>(cx.level, rows, to),
+                    (_, _) if pairs(cx.level) => pack_panel::<f16, Pairs>(cx.level, rows, to),
+                    (_, _) => pack_panel::<f16, Stored<bf16>>(cx.level, rows, to),
+                }
+            }
+        }
     })
+}
+
+/// The rows of a weight that become the columns of one panel.
+#[derive(Clone, Copy)]
+struct Rows {
+    from: *const u8,
+    stride: usize,
+    columns: usize,
+    k: usize,
+}
+
+dispatch!(fn pack_panel<W: Element, P: Product>(rows: Rows, to: *mut u8) => pack_panel_on);
+
+/// (columns, K) to (K / step, panel, step), zeros beyond columns and K.
+#[inline(always)]
+unsafe fn pack_panel_on<S: Simd, W: Element, P: Product>(rows: Rows, to: *mut u8) {
+    unsafe {
+        let panel = 2 * S::LANES;
+        let to = to as *mut P::E;
+        let from = rows.from as *const W;
+        let inner = rows.k.next_multiple_of(INNER);
+        // Some elements of K at a time: every row's cache line is read while it is near.
+        let mut k = 0;
+        while k < inner {
+            let end = (k + 16).min(inner);
+            for c in 0..panel {
+                let known = if c < rows.columns { end.min(rows.k) } else { k };
+                let at = |i: usize| to.add((i / P::STEP) * P::STEP * panel + c * P::STEP + i % P::STEP);
+                for i in k..known {
+                    let value = (*from.add(c * rows.stride + i)).get();
+                    at(i).write_unaligned(<P::E as Element>::from(value));
+                }
+                for i in known..end {
+                    at(i).write_unaligned(<P::E as Element>::from(0.0));
+                }
+            }
+            k = end;
+        }
+    }
 }

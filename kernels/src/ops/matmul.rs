@@ -1,120 +1,189 @@
-//! Matrix products of two activations: the right side is packed by each task that uses it.
+//! `matmul`: batches of products of any strides.
 
 use super::*;
-use crate::arith::Widen;
-use crate::buffer::Owned;
+use crate::dispatch;
 use crate::ensure;
-use crate::gemm::{Epilogue, Gemm, Rows, multiply, pack_panel, packed_depth, panel_columns};
+use crate::gemm::{Gemm, Product, Widened, gemm_serial, panel, serial_scratch};
 use crate::schema::DType;
-use crate::simd::Element;
+use crate::simd::Simd;
 use half::{bf16, f16};
 
+/// out = alpha * a b.
 pub static MATMUL: Kernel = Kernel { check, run, reference };
+
+/// Columns of a task: b is packed for them.
+const COLUMNS: usize = 128;
+/// Rows of a task.
+const ROWS: usize = 336;
 
 fn check(args: &Args) -> Result<()> {
     let (a, b, out) = (args.view(0), args.view(1), args.out());
-    ensure!(a.dtype.is_float() && b.dtype == a.dtype && out.dtype == a.dtype, "matmul takes one float type");
+    ensure!(a.dtype.is_float(), "matmul takes a of a float dtype, got {:?}", a.dtype);
     ensure!(
-        out.rank >= 2 && a.rank == out.rank && b.rank == out.rank,
-        "matmul takes operands of one rank, got {:?}, {:?}, {:?}",
-        a.shape(),
-        b.shape(),
-        out.shape()
+        b.dtype == a.dtype && out.dtype == a.dtype,
+        "matmul takes a, b and out of one dtype, got {:?}, {:?} and {:?}",
+        a.dtype,
+        b.dtype,
+        out.dtype
     );
-    let lead = out.rank - 2;
-    let fits = a.dims[..lead] == out.dims[..lead]
-        && b.dims[..lead] == out.dims[..lead]
-        && a.dims[lead] == out.dims[lead]
-        && b.dims[lead + 1] == out.dims[lead + 1]
-        && a.dims[lead + 1] == b.dims[lead];
-    ensure!(fits, "matmul cannot multiply {:?} by {:?} to {:?}", a.shape(), b.shape(), out.shape());
-    ensure!(out.inner_dense(), "matmul takes a dense last axis of out");
+    let rank = out.rank;
+    ensure!(
+        rank >= 2 && a.rank == rank && b.rank == rank,
+        "matmul takes a, b and out of equal rank of at least 2, got {}, {} and {rank}",
+        a.rank,
+        b.rank
+    );
+    ensure!(
+        a.dims[..rank - 2] == out.dims[..rank - 2]
+            && b.dims[..rank - 2] == out.dims[..rank - 2]
+            && a.dims[rank - 2] == out.dims[rank - 2]
+            && b.dims[rank - 1] == out.dims[rank - 1]
+            && a.dims[rank - 1] == b.dims[rank - 2],
+        "matmul cannot make {:?} of {:?} and {:?}",
+        out.shape(),
+        a.shape(),
+        b.shape()
+    );
+    ensure!(out.inner_dense(), "matmul takes out with a dense last axis");
+    // Packed columns of b are memory of a thread's own.
+    ensure!(
+        a.dims[rank - 1].checked_mul(COLUMNS * 4 + 4096).is_some_and(|bytes| bytes < isize::MAX as usize / 2),
+        "matmul cannot take an inner size of {}",
+        a.dims[rank - 1]
+    );
     Ok(())
 }
 
-/// The matrices of one index of the leading axes.
-fn matrix(view: &View, mut index: usize) -> View {
-    let lead = view.rank - 2;
+/// The offset of a matrix of a batch, counting in order over all axes but the last two.
+fn batch_offset(view: &View, mut batch: usize) -> usize {
     let mut offset = 0;
-    for axis in (0..lead).rev() {
-        offset += index % view.dims[axis] * view.strides[axis];
-        index /= view.dims[axis];
+    for axis in (0..view.rank - 2).rev() {
+        offset += (batch % view.dims[axis]) * view.strides[axis];
+        batch /= view.dims[axis];
     }
+    offset
+}
+
+/// One matrix of a batch.
+fn matrix(view: &View, batch: usize) -> View {
     let mut matrix = *view;
-    matrix.ptr = view.ptr.wrapping_add(offset * view.dtype.size());
+    matrix.ptr = view.ptr.wrapping_add(batch_offset(view, batch) * view.dtype.size());
     matrix.rank = 2;
-    matrix.dims = [1; MAX_RANK];
-    matrix.strides = [0; MAX_RANK];
-    for axis in 0..2 {
-        matrix.dims[axis] = view.dims[lead + axis];
-        matrix.strides[axis] = view.strides[lead + axis];
-    }
+    matrix.dims.copy_within(view.rank - 2..view.rank, 0);
+    matrix.strides.copy_within(view.rank - 2..view.rank, 0);
     matrix
-}
-
-fn batches(out: &View) -> usize {
-    out.dims[..out.rank - 2].iter().product()
-}
-
-fn reference(args: &Args) -> Result<()> {
-    for index in 0..batches(&args.out()) {
-        let [a, b, out] = [0, 1, 2].map(|i| matrix(&args.view(i), index));
-        for row in 0..out.dims[0] {
-            for column in 0..out.dims[1] {
-                let mut sum = 0f64;
-                for k in 0..a.dims[1] {
-                    let (x, y) = unsafe {
-                        (a.get(row * a.strides[0] + k * a.strides[1]), b.get(k * b.strides[0] + column * b.strides[1]))
-                    };
-                    sum += x as f64 * y as f64;
-                }
-                let y = sum * args.f32(0) as f64;
-                unsafe { out.set(row * out.strides[0] + column * out.strides[1], y as f32) };
-            }
-        }
-    }
-    Ok(())
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
     match args.out().dtype {
-        DType::F32 => run_as::<f32>(cx, args),
-        DType::BF16 => run_as::<bf16>(cx, args),
-        _ => run_as::<f16>(cx, args),
+        DType::F32 => run_as::<Widened<f32>>(cx, args),
+        DType::BF16 => run_as::<Widened<bf16>>(cx, args),
+        _ => run_as::<Widened<f16>>(cx, args),
     }
 }
 
-fn run_as<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
-    let columns = panel_columns(cx.level);
-    for index in 0..batches(&args.out()) {
-        let [a, b, out] = [0, 1, 2].map(|i| matrix(&args.view(i), index));
-        let (m, k, n) = (out.dims[0], a.dims[1], out.dims[1]);
-        let panels = n.div_ceil(columns);
-        // The packed right side is f32 on all levels: it is used once, so that what it takes to read it matters little.
-        let packed = Owned::new(4 * panels * columns * packed_depth(k))?;
-        cx.pool.run(panels, &|panel, _| unsafe {
-            let first = panel * columns;
-            let to = (packed.ptr() as *mut f32).add(first * packed_depth(k));
-            pack_panel(to, 1, (k, columns), n - first, |depth, column| {
-                (*b.at::<E>(depth * b.strides[0] + (first + column) * b.strides[1])).get()
-            });
-        })?;
-        let gemm = Gemm {
-            m,
-            n,
-            k,
-            x: Rows { ptr: a.ptr, row: a.strides[0], column: if k <= 1 { 1 } else { a.strides[1] } },
-            weight: packed.ptr(),
-            epilogue: Epilogue {
-                bias: None,
+fn run_as<P: Product>(cx: &Cx, args: &Args) -> Result<()> {
+    let (a, b, out) = (args.view(0), args.view(1), args.out());
+    if out.is_empty() {
+        return Ok(());
+    }
+    let rank = out.rank;
+    let (m, n, k) = (out.dims[rank - 2], out.dims[rank - 1], a.dims[rank - 1]); // (M, K) (K, N)
+    let batches: usize = out.dims[..rank - 2].iter().product();
+    let (row_blocks, column_blocks) = (m.div_ceil(ROWS), n.div_ceil(COLUMNS));
+    let width = panel(cx.level);
+    let packed = n.min(COLUMNS).next_multiple_of(width) * k * 4;
+    let packed = packed.next_multiple_of(64);
+    let per_batch = row_blocks * column_blocks;
+    let tasks = batches * per_batch;
+    // Small products are not worth a barrier: one task takes several.
+    let cost = m.min(ROWS) * n.min(COLUMNS) * k.max(1);
+    let together = if cx.pool.threads() == 1 { tasks } else { (500_000 / cost).clamp(1, tasks) };
+    cx.pool.run(tasks.div_ceil(together), &|group, thread| {
+        let scratch = unsafe { cx.pool.scratch(thread, packed + serial_scratch(cx.level, n.min(COLUMNS), k)) };
+        for task in group * together..((group + 1) * together).min(tasks) {
+            let (batch, rest) = (task / per_batch, task % per_batch);
+            let (row, column) = (rest / column_blocks * ROWS, rest % column_blocks * COLUMNS);
+            let (a, b, mut out) = (matrix(&a, batch), matrix(&b, batch), matrix(&out, batch));
+            let columns = COLUMNS.min(n - column);
+            out.ptr = out.ptr.wrapping_add((row * out.strides[0] + column) * out.dtype.size());
+            out.dims[0] = ROWS.min(m - row);
+            out.dims[1] = columns;
+            let a_row = a.strides[0];
+            let g = Gemm {
+                m: out.dims[0],
+                n: columns,
+                k,
+                a: a.ptr.wrapping_add(row * a_row * a.dtype.size()),
+                a_row,
+                a_column: a.strides[1],
+                b: scratch,
+                b_panel: width * k * 4,
+                alpha: args.f32(0),
+                bias: std::ptr::null(),
                 act: Activation::None,
                 gate: None,
                 residual: None,
                 out,
-                alpha: args.f32(0),
-            },
-        };
-        unsafe { multiply::<Widen<E, f32>>(cx.level, cx.pool, &gemm)? };
+            };
+            unsafe {
+                let from = b.ptr.wrapping_add(column * b.strides[1] * b.dtype.size());
+                pack::<P>(cx.level, from, [b.strides[0], b.strides[1]], k, columns, scratch as *mut f32);
+                gemm_serial::<P>(cx.level, &g, scratch.add(packed));
+            }
+        }
+    })
+}
+
+dispatch!(fn pack<P: Product>(from: *const u8, strides: [usize; 2], k: usize, n: usize, to: *mut f32) => pack_on);
+
+/// (K, N) of any strides to panels, zeros beyond N.
+#[inline(always)]
+unsafe fn pack_on<S: Simd, P: Product>(from: *const u8, strides: [usize; 2], k: usize, n: usize, to: *mut f32) {
+    use crate::simd::Element;
+    unsafe {
+        let from = from as *const P::E;
+        let panel = 2 * S::LANES;
+        for first in (0..n).step_by(panel) {
+            let to = to.add(first * k);
+            let columns = panel.min(n - first);
+            for i in 0..k {
+                let from = from.add(i * strides[0] + first * strides[1]);
+                let to = to.add(i * panel);
+                if strides[1] == 1 && columns == panel {
+                    S::store(to, P::E::load::<S>(from));
+                    S::store(to.add(S::LANES), P::E::load::<S>(from.add(S::LANES)));
+                } else {
+                    for c in 0..panel {
+                        *to.add(c) = if c < columns { (*from.add(c * strides[1])).get() } else { 0.0 };
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn reference(args: &Args) -> Result<()> {
+    let (a, b, out) = (args.view(0), args.view(1), args.out());
+    if out.is_empty() {
+        return Ok(());
+    }
+    let rank = out.rank;
+    let (m, n, k) = (out.dims[rank - 2], out.dims[rank - 1], a.dims[rank - 1]);
+    for batch in 0..out.dims[..rank - 2].iter().product() {
+        let (a, b, out) = (matrix(&a, batch), matrix(&b, batch), matrix(&out, batch));
+        for row in 0..m {
+            for column in 0..n {
+                let mut sum = 0f64;
+                for i in 0..k {
+                    unsafe {
+                        let left = a.get(row * a.strides[0] + i * a.strides[1]) as f64;
+                        sum += left * b.get(i * b.strides[0] + column * b.strides[1]) as f64;
+                    }
+                }
+                unsafe { out.set(row * out.strides[0] + column, (sum * args.f32(0) as f64) as f32) };
+            }
+        }
     }
     Ok(())
 }
