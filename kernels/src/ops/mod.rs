@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::level::Level;
 use crate::pool::Pool;
 use crate::schema::{Activation, Op};
-use crate::view::{MAX_RANK, View};
+use crate::view::View;
 
 pub mod attention;
 pub mod conv2d;
@@ -118,6 +118,3 @@ pub fn activate(act: Activation, x: f64) -> f64 {
         Activation::Relu => x.max(0.0),
     }
 }
-
-pub const MISSING: Kernel =
-    Kernel { check: |_| unimplemented!(), run: |_, _| unimplemented!(), reference: |_| unimplemented!() };
