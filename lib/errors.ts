@@ -15,6 +15,7 @@ export interface ErrorDetails extends ErrorOptions {
 
 /** The base of all errors about things outside the program. */
 export class DenoiseError extends Error {
+  /** The class's name. */
   override name = "DenoiseError";
   /** The file or address at fault, where there is one. */
   readonly file?: string | undefined;
@@ -31,26 +32,31 @@ export class DenoiseError extends Error {
 
 /** A checkpoint that is missing, truncated, malformed, or not of the expected names, shapes or dtypes. */
 export class CheckpointError extends DenoiseError {
+  /** The class's name. */
   override name = "CheckpointError";
 }
 
 /** A configuration file that is missing, malformed, or names something that denoise does not have. */
 export class ConfigError extends DenoiseError {
+  /** The class's name. */
   override name = "ConfigError";
 }
 
 /** A download that failed: unreachable, refused, or not what was promised. */
 export class HubError extends DenoiseError {
+  /** The class's name. */
   override name = "HubError";
 }
 
 /** A result that could not be written: no permission, no space, no such folder. */
 export class OutputError extends DenoiseError {
+  /** The class's name. */
   override name = "OutputError";
 }
 
 /** An error of the native library; `code` is one of the library's error codes. */
 export class NativeError extends DenoiseError {
+  /** The class's name. */
   override name = "NativeError";
   /** The library's error code, a short lower-case word such as `bad_program`. */
   readonly code: string;

@@ -77,8 +77,31 @@ const rows = { layout: "rows" } as const;
 const dense = { layout: "dense" } as const;
 const optional = <L extends Layout>(layout: L) => ({ layout, optional: true }) as const;
 
+/** The names of the kernels. */
+export type KernelName =
+  | "copy"
+  | "unary"
+  | "binary"
+  | "reduce"
+  | "softmax"
+  | "linear"
+  | "pack_linear"
+  | "matmul"
+  | "attention"
+  | "layer_norm"
+  | "rms_norm"
+  | "rope"
+  | "rms_norm_rope"
+  | "group_norm"
+  | "conv2d"
+  | "pack_conv2d"
+  | "upsample_nearest"
+  | "embedding"
+  | "timestep_embedding"
+  | "rotary_embedding";
+
 /** The kernels. */
-export const KERNELS = {
+export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
   /** out = x in out's dtype; any strides on both sides. */
   copy: { code: 1, operands: { x: strided, out: strided }, params: {} },
   /** out = f(x); alpha and beta are affine's. */
@@ -195,10 +218,7 @@ export const KERNELS = {
     operands: { ids: strided, out: dense },
     params: { theta: "f32", axis0: "i32", axis1: "i32", axis2: "i32", axis3: "i32" },
   },
-} as const satisfies Record<string, KernelSpec>;
-
-/** The name of a kernel. */
-export type KernelName = keyof typeof KERNELS;
+};
 
 /** The most dimensions that an operand may have. */
 export const MAX_RANK = 8;

@@ -91,7 +91,7 @@ export async function decodePng(bytes: Uint8Array, options: { file?: string } = 
   const { file } = options;
   const metadata = await readPngMetadata(bytes, options);
   checkSize(bytes, file);
-  // deno-lint-ignore no-import-prefix -- a module imported by URL does not see its own import map
+  // Named in full: a module that is imported by URL does not see its own import map.
   const { decode } = await import("npm:fast-png@8.0.0");
   let png;
   try {

@@ -259,9 +259,9 @@ const OVERLAP = 0.25;
 export class AutoencoderKL extends Model {
   /** The configuration. */
   readonly config: AutoencoderKLConfig;
-  /** Pictures to moments. */
+  /** @internal Pictures to moments. */
   encoder: Encoder;
-  /** Latents to pictures. */
+  /** @internal Latents to pictures. */
   decoder: Decoder;
   /** After the encoder, where a checkpoint has it. */
   quant_conv?: Conv2d;

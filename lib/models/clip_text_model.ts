@@ -141,7 +141,7 @@ class CLIPTextTransformer extends Module {
 export class CLIPTextModel extends Model {
   /** The configuration. */
   readonly config: CLIPTextConfig;
-  /** All of it, under the name that checkpoints use. */
+  /** @internal All of it, under the name that checkpoints use. */
   text_model: CLIPTextTransformer;
 
   /** A model of a configuration, without values. */

@@ -305,17 +305,17 @@ class FluxSingleTransformerBlock extends Module {
 export class FluxTransformer2DModel extends Model {
   /** The configuration. */
   readonly config: FluxTransformer2DConfig;
-  /** From the condition's parts to the condition. */
+  /** @internal From the condition's parts to the condition. */
   time_text_embed: CombinedTimestepGuidanceTextProjEmbeddings;
   /** Text tokens to the model's size. */
   context_embedder: Linear;
   /** Latent tokens to the model's size. */
   x_embedder: Linear;
-  /** The blocks with two streams. */
+  /** @internal The blocks with two streams. */
   transformer_blocks: FluxTransformerBlock[];
-  /** The blocks with one. */
+  /** @internal The blocks with one. */
   single_transformer_blocks: FluxSingleTransformerBlock[];
-  /** The last norm. */
+  /** @internal The last norm. */
   norm_out: AdaLayerNorm;
   /** Tokens to predictions. */
   proj_out: Linear;

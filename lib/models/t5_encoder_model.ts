@@ -148,7 +148,7 @@ export class T5EncoderModel extends Model {
   readonly config: T5Config;
   /** The tokens' vectors. */
   shared: Embedding;
-  /** The layers. */
+  /** @internal The layers. */
   encoder: T5Stack;
 
   /** A model of a configuration, without values. */

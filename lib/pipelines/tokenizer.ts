@@ -4,7 +4,7 @@
  * @module
  */
 
-// deno-lint-ignore no-import-prefix -- a module imported by URL does not see its own import map
+// Named in full here and below: a module that is imported by URL does not see its own import map.
 import type { Tokenizer as Backend } from "npm:@huggingface/tokenizers@0.2.0";
 import { ConfigError } from "../errors.ts";
 import { Charsmap } from "./charsmap.ts";
@@ -95,7 +95,6 @@ export class Tokenizer {
   static async load(folder: string): Promise<Tokenizer> {
     // Imported with the first tokenizer, so that scripts which give embeddings do not wait for it.
     const [{ Tokenizer: Implementation }, config, specials, whole] = await Promise.all([
-      // deno-lint-ignore no-import-prefix -- see above
       import("npm:@huggingface/tokenizers@0.2.0"),
       readJson(folder, "tokenizer_config.json"),
       readJson(folder, "special_tokens_map.json"),

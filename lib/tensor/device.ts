@@ -27,7 +27,7 @@ let defaultDevice: Device | undefined;
 export class Device implements Disposable {
   /** The instruction level. */
   readonly level: string;
-  /** The native device. */
+  /** @internal The native device. */
   readonly native: NativeDevice;
   readonly #leaves = new WeakMap<Node, NativeBuffer>();
   readonly #constants = new WeakMap<Node, Map<string, NativeBuffer>>();
@@ -58,6 +58,7 @@ export class Device implements Disposable {
   }
 
   /**
+   * @internal
    * The buffer of a leaf. It is kept for as long as the leaf is; `passing` ones, which are read once to compute what is
    * kept instead, are the caller's.
    */
@@ -69,17 +70,17 @@ export class Device implements Disposable {
     return buffer;
   }
 
-  /** Whether a leaf's buffer is kept. */
+  /** @internal Whether a leaf's buffer is kept. */
   keeps(leaf: Node): boolean {
     return this.#leaves.has(leaf) || sourceOf(leaf)?.kind === "buffer";
   }
 
-  /** A constant that was computed on this device; known by its text for as long as one of its leaves lives. */
+  /** @internal A constant that was computed on this device; known by its text for as long as one of its leaves lives. */
   constant(owner: Node, key: string): NativeBuffer | undefined {
     return this.#constants.get(owner)?.get(key);
   }
 
-  /** Keeps a constant. */
+  /** @internal Keeps a constant. */
   keepConstant(owner: Node, key: string, buffer: NativeBuffer): void {
     const known = this.#constants.get(owner) ?? new Map<string, NativeBuffer>();
     this.#constants.set(owner, known.set(key, buffer));

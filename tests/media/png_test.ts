@@ -1,5 +1,4 @@
 import { deepStrictEqual, ok, rejects, strictEqual, throws } from "node:assert/strict";
-// deno-lint-ignore no-import-prefix -- the library has no import map, so its tests have none
 import { decode, encode } from "npm:fast-png@8.0.0";
 import { DenoiseError } from "../../lib/errors.ts";
 import { channelsOf, crc32, decodePng, encodePng, readPngMetadata } from "../../lib/media/png.ts";
