@@ -141,3 +141,21 @@ fn refusals() {
     check(Op::Binary, &[(f, &[2]), (f, &[1]), (f, &[2])], &[0]).unwrap_err();
     check(Op::Binary, &[(f, &[2]), (DType::F16, &[2]), (f, &[2])], &[0]).unwrap_err();
 }
+
+#[test]
+fn transposing_copies() {
+    // Whole tiles, their remainders, several strips, one axis around them.
+    for (from, to) in
+        [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F32, DType::BF16), (DType::BF16, DType::F32)]
+    {
+        for shape in [[3, 16, 16], [2, 70, 33], [1, 129, 200], [5, 4, 67], [2, 3, 40]] {
+            let [a, b, c] = shape;
+            let x = Tensor::with_strides(from, &shape, &[b * (c + 1), 1, b]).random(&mut Rng(7), 3.0);
+            conform("transpose", Op::Copy, &[Some(x.clone())], &Tensor::padded(to, &shape, 3), &[]);
+            let out = Tensor::with_strides(to, &shape, &[1, a * c, a]);
+            conform("transpose", Op::Copy, &[Some(x)], &out, &[]);
+        }
+    }
+    let x = Tensor::with_strides(DType::U8, &[70, 90], &[1, 71]).fill(|i| (i % 251) as f32);
+    conform("transpose", Op::Copy, &[Some(x)], &Tensor::empty(DType::U8, &[70, 90]), &[]);
+}

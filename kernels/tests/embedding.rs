@@ -104,3 +104,25 @@ fn refusals() {
     check(Op::RotaryEmbedding, &[(f, &[3, 1]), (f, &[2, 3, 6])], &[0, 4, 0, 0, 0]);
     check(Op::RotaryEmbedding, &[(f, &[3, 1]), (f, &[2, 3, 4])], &[0, u32::MAX - 1, 0, 0, 0]);
 }
+
+#[test]
+fn an_id_that_the_result_overwrites_is_an_error_too() {
+    let pool = Pool::new(1).unwrap();
+    for level in levels() {
+        // Row 0 of out lies on id 1: what is written there is no id of the table.
+        let mut table = Tensor::empty(DType::F32, &[4, 1]).fill(|_| -1.0);
+        let mut ids = Tensor::empty(DType::I32, &[3]).fill(|i| i as f32);
+        let mut out = ids.view();
+        out.ptr = out.ptr.wrapping_add(4);
+        out.dtype = DType::F32;
+        (out.rank, out.dims[0], out.dims[1]) = (2, 2, 1);
+        (out.strides[0], out.strides[1]) = (1, 1);
+        let mut ids = ids.view();
+        ids.dims[0] = 2;
+        let operands = [Some(ids), Some(table.view()), Some(out)];
+        let args = Args { operands: &operands, params: &[] };
+        (ops::kernel(Op::Embedding).check)(&args).unwrap();
+        let error = ops::run(Op::Embedding, &Cx { level, pool: &pool }, &args).unwrap_err();
+        assert_eq!(error.code, Code::BadValue);
+    }
+}

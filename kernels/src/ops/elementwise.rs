@@ -7,6 +7,7 @@ use crate::ensure;
 use crate::schema::{Binary, DType, Unary};
 use crate::simd::{Element, Simd};
 use crate::strided::{Loops, TASK, load_step, rows_per_task, store_step};
+use crate::view::MAX_RANK;
 use half::{bf16, f16};
 
 pub static COPY: Kernel = Kernel { check: check_copy, run: run_copy, reference: reference_copy };
@@ -69,57 +70,236 @@ fn over_rows(cx: &Cx, rows: usize, inner: usize, body: &(dyn Fn(usize, usize) + 
     cx.pool.run(rows.div_ceil(per_task), &|task, _| body(task * per_task, (task * per_task + per_task).min(rows)))
 }
 
+/// The views, the result last, with their axes in the order of the result's strides: elements are independent of each
+/// other, so the innermost loop may write adjacent ones whatever the axes' order.
+fn by_result<const N: usize>(views: [View; N]) -> [View; N] {
+    let out = views[N - 1];
+    if out.strides[..out.rank].is_sorted_by(|a, b| a >= b) {
+        return views;
+    }
+    let mut order: [usize; MAX_RANK] = std::array::from_fn(|axis| axis);
+    order[..out.rank].sort_by_key(|&axis| std::cmp::Reverse(out.strides[axis]));
+    views.map(|view| View {
+        dims: order.map(|axis| view.dims[axis]),
+        strides: order.map(|axis| view.strides[axis]),
+        ..view
+    })
+}
+
+/// A copy whose adjacent elements lie along one axis in x and along another in out.
+struct Transpose {
+    /// The axis that is dense in x: its size and its distance in out.
+    dense_x: (usize, usize),
+    /// The axis that is dense in out: its size and its distance in x.
+    dense_out: (usize, usize),
+    /// The axes around them, of no elements' extent in those two.
+    around: [View; 2],
+}
+
+impl Transpose {
+    /// `None` where no two axes lie so, or they are too short to be worth it.
+    fn of(x: &View, out: &View) -> Option<Self> {
+        let axis = |view: &View| (0..view.rank).find(|&a| view.strides[a] == 1 && view.dims[a] >= 4);
+        let (p, q) = (axis(x)?, axis(out)?);
+        if p == q {
+            return None;
+        }
+        let without = |mut view: View| {
+            (view.dims[p], view.dims[q]) = (1, 1);
+            view
+        };
+        Some(Self {
+            dense_x: (x.dims[p], out.strides[p]),
+            dense_out: (x.dims[q], x.strides[q]),
+            around: [without(*x), without(*out)],
+        })
+    }
+
+    /// Calls `block(offset in x, offset in out, size of x's axis, size of out's axis)` for blocks of it on all
+    /// threads: `TALL` along x's dense axis, so that whole cache lines are read, and all along out's.
+    fn run(&self, cx: &Cx, block: &(dyn Fn(usize, usize, usize, usize) + Sync)) -> Result<()> {
+        const TALL: usize = 64;
+        let (size, step) = self.dense_x;
+        let [x, out] = &self.around;
+        let strips = size.div_ceil(TALL);
+        let per_task = rows_per_task(TALL.min(size) * self.dense_out.0);
+        let count = strips * out.len();
+        cx.pool.run(count.div_ceil(per_task), &|task, _| {
+            for i in task * per_task..(task * per_task + per_task).min(count) {
+                let (place, at) = (i / strips, i % strips * TALL);
+                let (from, to) = (x.offset(place) + at, out.offset(place) + at * step);
+                block(from, to, TALL.min(size - at), self.dense_out.0);
+            }
+        })
+    }
+}
+
 fn cast<A: Element, B: Element>(cx: &Cx, x: View, out: View) -> Result<()> {
     if out.is_empty() {
         return Ok(());
     }
-    let loops = Loops::new(&[x, out], TASK);
-    over_rows(cx, loops.rows(), loops.inner, &|from, to| unsafe {
-        cast_rows::<A, B>(cx.level, &loops, x.at::<A>(0), out.at::<B>(0), from, to)
+    let (from, to) = (Address(x.ptr as *mut A), Address(out.ptr as *mut B));
+    if let Some(transpose) = Transpose::of(&x, &out) {
+        let steps = (transpose.dense_out.1, transpose.dense_x.1);
+        return transpose.run(cx, &|xo, oo, tall, wide| unsafe {
+            cast_block::<A, B>(cx.level, from.at(xo), to.at(oo), tall, wide, steps)
+        });
+    }
+    let loops = Loops::new(&by_result([x, out]), TASK);
+    let [sx, so] = loops.steps;
+    over_rows(cx, loops.rows(), loops.inner, &|first, last| {
+        loops.each(first, last, |[xo, oo]| unsafe {
+            cast_row::<A, B>(cx.level, from.at(xo), sx, to.at(oo), so, loops.inner)
+        })
     })
 }
 
+/// The address of elements that threads share.
+#[derive(Clone, Copy)]
+struct Address<T>(*mut T);
+unsafe impl<T> Send for Address<T> {}
+unsafe impl<T> Sync for Address<T> {}
+
+impl<T> Address<T> {
+    /// The address of an element.
+    #[inline(always)]
+    unsafe fn at(&self, offset: usize) -> *mut T {
+        unsafe { self.0.add(offset) }
+    }
+}
+
 dispatch! {
-    fn cast_rows<A: Element, B: Element>(
-        loops: &Loops<2>, x: *const A, out: *mut B, from: usize, to: usize,
-    ) => cast_rows_at
+    fn cast_row<A: Element, B: Element>(x: *const A, sx: usize, out: *mut B, so: usize, n: usize) => cast_row_at
 }
 
 #[inline(always)]
-unsafe fn cast_rows_at<S: Simd, A: Element, B: Element>(
-    loops: &Loops<2>,
+unsafe fn cast_row_at<S: Simd, A: Element, B: Element>(x: *const A, sx: usize, out: *mut B, so: usize, n: usize) {
+    unsafe {
+        for i in (0..n).step_by(S::LANES) {
+            let count = (n - i).min(S::LANES);
+            store_step::<S, B>(out.add(i * so), load_step::<S, A>(x.add(i * sx), sx, count), so, count);
+        }
+    }
+}
+
+dispatch! {
+    fn cast_block<A: Element, B: Element>(
+        x: *const A, out: *mut B, tall: usize, wide: usize, steps: (usize, usize),
+    ) => cast_block_at
+}
+
+/// As `move_block`, through f32.
+#[inline(always)]
+unsafe fn cast_block_at<S: Simd, A: Element, B: Element>(
     x: *const A,
     out: *mut B,
-    from: usize,
-    to: usize,
+    tall: usize,
+    wide: usize,
+    (sx, so): (usize, usize),
 ) {
-    let [sx, so] = loops.steps;
-    loops.each(from, to, |[xo, oo]| unsafe {
-        for i in (0..loops.inner).step_by(S::LANES) {
-            let n = (loops.inner - i).min(S::LANES);
-            store_step::<S, B>(out.add(oo + i * so), load_step::<S, A>(x.add(xo + i * sx), sx, n), so, n);
+    let (mut tile, mut turned) = ([[0f32; 16]; 16], [[0f32; 16]; 16]);
+    unsafe {
+        for i in (0..wide).step_by(16) {
+            let columns = (wide - i).min(16);
+            for j in (0..tall).step_by(16) {
+                let rows = (tall - j).min(16);
+                for (c, line) in tile.iter_mut().enumerate().take(columns) {
+                    for r in (0..rows).step_by(S::LANES) {
+                        let v = load_step::<S, A>(x.add((i + c) * sx + j + r), 1, (rows - r).min(S::LANES));
+                        S::store(line.as_mut_ptr().add(r), v);
+                    }
+                }
+                turn(&tile, turned.as_mut_ptr() as *mut f32, 16);
+                for (r, line) in turned.iter().enumerate().take(rows) {
+                    for c in (0..columns).step_by(S::LANES) {
+                        let v = S::load(line.as_ptr().add(c));
+                        store_step::<S, B>(out.add((j + r) * so + i + c), v, 1, (columns - c).min(S::LANES));
+                    }
+                }
+            }
         }
-    });
+    }
+}
+
+/// Writes a tile with its axes exchanged, to rows a step apart.
+#[inline(always)]
+unsafe fn turn<T: Copy>(tile: &[[T; 16]; 16], out: *mut T, step: usize) {
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if size_of::<T>() == 4 {
+            use std::arch::x86_64::*;
+            // Four by four in registers, of instructions that every such CPU has. Row by row of the result, so that
+            // few of its cache lines are open at a time.
+            for r in (0..16).step_by(4) {
+                for c in (0..16).step_by(4) {
+                    let line = |k: usize| _mm_loadu_ps(tile[c + k].as_ptr().add(r) as *const f32);
+                    let (mut a, mut b, mut d, mut e) = (line(0), line(1), line(2), line(3));
+                    _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut d, &mut e);
+                    for (k, v) in [a, b, d, e].into_iter().enumerate() {
+                        _mm_storeu_ps(out.add((r + k) * step + c) as *mut f32, v);
+                    }
+                }
+            }
+            return;
+        }
+        for r in 0..16 {
+            for (c, line) in tile.iter().enumerate() {
+                *out.add(r * step + c) = line[r];
+            }
+        }
+    }
 }
 
 /// Moves elements of a size without a look at them.
-fn move_elements<T: Copy + Send + Sync>(cx: &Cx, x: View, out: View) -> Result<()> {
+fn move_elements<T: Copy + Default + Send + Sync>(cx: &Cx, x: View, out: View) -> Result<()> {
     if out.is_empty() {
         return Ok(());
     }
-    let loops = Loops::new(&[x, out], TASK);
+    let (from, to) = (Address(x.ptr as *mut T), Address(out.ptr as *mut T));
+    if let Some(transpose) = Transpose::of(&x, &out) {
+        let steps = (transpose.dense_out.1, transpose.dense_x.1);
+        return transpose
+            .run(cx, &|xo, oo, tall, wide| unsafe { move_block(from.at(xo), to.at(oo), tall, wide, steps) });
+    }
+    let loops = Loops::new(&by_result([x, out]), TASK);
     let [sx, so] = loops.steps;
     let inner = loops.inner;
-    over_rows(cx, loops.rows(), inner, &|from, to| {
-        loops.each(from, to, |[xo, oo]| unsafe {
-            let (x, out) = (x.at::<T>(xo), out.at::<T>(oo));
+    over_rows(cx, loops.rows(), inner, &|first, last| {
+        loops.each(first, last, |[xo, oo]| unsafe {
+            let (x, out) = (from.at(xo), to.at(oo));
             match (sx, so) {
-                (1, 1) => std::ptr::copy_nonoverlapping(x, out, inner),
+                (1, 1) => std::ptr::copy(x, out, inner),
                 (0, 1) => (0..inner).for_each(|i| *out.add(i) = *x),
                 _ => (0..inner).for_each(|i| *out.add(i * so) = *x.add(i * sx)),
             }
         })
     })
+}
+
+/// Transposes a block by tiles that go through memory of their own: both sides are read and written by the cache
+/// line, even where strides of powers of two leave few places for them in the cache.
+unsafe fn move_block<T: Copy + Default>(x: *const T, out: *mut T, tall: usize, wide: usize, (sx, so): (usize, usize)) {
+    let mut tile = [[T::default(); 16]; 16];
+    unsafe {
+        for i in (0..wide).step_by(16) {
+            let columns = (wide - i).min(16);
+            for j in (0..tall).step_by(16) {
+                let rows = (tall - j).min(16);
+                if rows == 16 && columns == 16 {
+                    for (c, line) in tile.iter_mut().enumerate() {
+                        *line = (x.add((i + c) * sx + j) as *const [T; 16]).read_unaligned();
+                    }
+                    turn(&tile, out.add(j * so + i), so);
+                } else {
+                    for r in 0..rows {
+                        for c in 0..columns {
+                            *out.add((j + r) * so + i + c) = *x.add((i + c) * sx + j + r);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 fn check_unary(args: &Args) -> Result<()> {
@@ -171,6 +351,67 @@ fn reference_unary(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A function of one vector as a type, so that each has loops of its own: one function with a branch for every kind
+/// is too large to be inlined, and what is not inlined is compiled without the level's instructions.
+trait Function: 'static {
+    unsafe fn of<S: Simd>(x: S::V, alpha: f32, beta: f32) -> S::V;
+}
+
+macro_rules! functions {
+    ($($name:ident |$x:ident, $alpha:ident, $beta:ident| $value:expr;)*) => {
+        mod function {
+            use super::*;
+            $(
+                pub struct $name;
+                impl Function for $name {
+                    #[inline(always)]
+                    unsafe fn of<S: Simd>($x: S::V, $alpha: f32, $beta: f32) -> S::V {
+                        unsafe { $value }
+                    }
+                }
+            )*
+        }
+
+        fn unary<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
+            match unary_kind(args) {
+                $(Unary::$name => map::<E, function::$name>(cx, args),)*
+            }
+        }
+    };
+}
+
+functions! {
+    Affine |x, alpha, beta| S::fma(x, S::splat(alpha), S::splat(beta));
+    Silu |x, _a, _b| act::<S>(Activation::Silu, x);
+    GeluTanh |x, _a, _b| act::<S>(Activation::GeluTanh, x);
+    GeluErf |x, _a, _b| act::<S>(Activation::GeluErf, x);
+    QuickGelu |x, _a, _b| act::<S>(Activation::QuickGelu, x);
+    Relu |x, _a, _b| act::<S>(Activation::Relu, x);
+    Sigmoid |x, _a, _b| sigmoid::<S>(x);
+    Tanh |x, _a, _b| tanh::<S>(x);
+    Exp |x, _a, _b| S::exp(x);
+    Sqrt |x, _a, _b| S::sqrt(x);
+    Rsqrt |x, _a, _b| S::div(S::splat(1.0), S::sqrt(x));
+    // Of two equal values `max` gives the second: 0, not -0.
+    Abs |x, _a, _b| S::max(x, S::sub(S::splat(0.0), x));
+    // Rare in models, so the library's functions serve.
+    Log |x, _a, _b| by_lanes::<S>(x, f64::ln);
+    Sin |x, _a, _b| by_lanes::<S>(x, f64::sin);
+    Cos |x, _a, _b| by_lanes::<S>(x, f64::cos);
+}
+
+#[inline(always)]
+unsafe fn by_lanes<S: Simd>(x: S::V, f: fn(f64) -> f64) -> S::V {
+    let mut lanes = [0f32; 16];
+    unsafe {
+        S::store(lanes.as_mut_ptr(), x);
+        for lane in &mut lanes[..S::LANES] {
+            *lane = f(*lane as f64) as f32;
+        }
+        S::load(lanes.as_ptr())
+    }
+}
+
 fn run_unary(cx: &Cx, args: &Args) -> Result<()> {
     match args.out().dtype {
         DType::F32 => unary::<f32>(cx, args),
@@ -179,67 +420,51 @@ fn run_unary(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
-fn unary<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
+fn map<E: Element, F: Function>(cx: &Cx, args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
     if out.is_empty() {
         return Ok(());
     }
-    let function = (unary_kind(args), args.f32(1), args.f32(2));
-    let loops = Loops::new(&[x, out], TASK);
-    over_rows(cx, loops.rows(), loops.inner, &|from, to| unsafe {
-        unary_rows::<E>(cx.level, function, &loops, x.at::<E>(0), out.at::<E>(0), from, to)
+    let (from, to) = (Address(x.ptr as *mut E), Address(out.ptr as *mut E));
+    let (alpha, beta) = (args.f32(1), args.f32(2));
+    let loops = Loops::new(&by_result([x, out]), TASK);
+    let [sx, so] = loops.steps;
+    over_rows(cx, loops.rows(), loops.inner, &|first, last| {
+        loops.each(first, last, |[xo, oo]| unsafe {
+            map_row::<E, F>(cx.level, from.at(xo), sx, to.at(oo), so, loops.inner, alpha, beta)
+        })
     })
 }
 
 dispatch! {
-    fn unary_rows<E: Element>(
-        function: (Unary, f32, f32), loops: &Loops<2>, x: *const E, out: *mut E, from: usize, to: usize,
-    ) => unary_rows_at
+    fn map_row<E: Element, F: Function>(
+        x: *const E, sx: usize, out: *mut E, so: usize, n: usize, alpha: f32, beta: f32,
+    ) => map_row_at
 }
 
 #[inline(always)]
-unsafe fn unary_rows_at<S: Simd, E: Element>(
-    function: (Unary, f32, f32),
-    loops: &Loops<2>,
+unsafe fn map_row_at<S: Simd, E: Element, F: Function>(
     x: *const E,
+    sx: usize,
     out: *mut E,
-    from: usize,
-    to: usize,
+    so: usize,
+    n: usize,
+    alpha: f32,
+    beta: f32,
 ) {
-    let [sx, so] = loops.steps;
-    loops.each(from, to, |[xo, oo]| unsafe {
-        for i in (0..loops.inner).step_by(S::LANES) {
-            let n = (loops.inner - i).min(S::LANES);
-            let v = load_step::<S, E>(x.add(xo + i * sx), sx, n);
-            store_step::<S, E>(out.add(oo + i * so), unary_vector::<S>(function, v), so, n);
-        }
-    });
-}
-
-#[inline(always)]
-unsafe fn unary_vector<S: Simd>((kind, alpha, beta): (Unary, f32, f32), x: S::V) -> S::V {
     unsafe {
-        match kind {
-            Unary::Affine => S::fma(x, S::splat(alpha), S::splat(beta)),
-            Unary::Silu => act::<S>(Activation::Silu, x),
-            Unary::GeluTanh => act::<S>(Activation::GeluTanh, x),
-            Unary::GeluErf => act::<S>(Activation::GeluErf, x),
-            Unary::QuickGelu => act::<S>(Activation::QuickGelu, x),
-            Unary::Relu => act::<S>(Activation::Relu, x),
-            Unary::Sigmoid => sigmoid::<S>(x),
-            Unary::Tanh => tanh::<S>(x),
-            Unary::Exp => S::exp(x),
-            Unary::Sqrt => S::sqrt(x),
-            Unary::Rsqrt => S::div(S::splat(1.0), S::sqrt(x)),
-            // Rare in models, so the library's functions serve.
-            Unary::Log | Unary::Sin | Unary::Cos | Unary::Abs => {
-                let mut lanes = [0f32; 16];
-                S::store(lanes.as_mut_ptr(), x);
-                for lane in &mut lanes[..S::LANES] {
-                    *lane = unary_value(kind, 0.0, 0.0, *lane as f64) as f32;
-                }
-                S::load(lanes.as_ptr())
+        let mut i = 0;
+        if sx == 1 && so == 1 {
+            while i + S::LANES <= n {
+                E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(x.add(i)), alpha, beta));
+                i += S::LANES;
             }
+        }
+        while i < n {
+            let count = (n - i).min(S::LANES);
+            let y = F::of::<S>(load_step::<S, E>(x.add(i * sx), sx, count), alpha, beta);
+            store_step::<S, E>(out.add(i * so), y, so, count);
+            i += count;
         }
     }
 }
@@ -295,62 +520,90 @@ fn run_binary(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
-fn binary<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
+/// A function of two vectors as a type; see `Function`.
+trait Pair: 'static {
+    unsafe fn of<S: Simd>(a: S::V, b: S::V) -> S::V;
+}
+
+macro_rules! pairs {
+    ($($name:ident |$a:ident, $b:ident| $value:expr;)*) => {
+        mod pair {
+            use super::*;
+            $(
+                pub struct $name;
+                impl Pair for $name {
+                    #[inline(always)]
+                    unsafe fn of<S: Simd>($a: S::V, $b: S::V) -> S::V {
+                        unsafe { $value }
+                    }
+                }
+            )*
+        }
+
+        fn binary<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
+            match binary_kind(args) {
+                $(Binary::$name => zip::<E, pair::$name>(cx, args),)*
+            }
+        }
+    };
+}
+
+pairs! {
+    Add |a, b| S::add(a, b);
+    Sub |a, b| S::sub(a, b);
+    Mul |a, b| S::mul(a, b);
+    Div |a, b| S::div(a, b);
+    // Where either is NaN, the vector's maximum is its second operand: a's NaN stays, and b's is added.
+    Max |a, b| S::add(S::max(b, a), nan_or_zero::<S>(b));
+    Min |a, b| S::add(S::min(b, a), nan_or_zero::<S>(b));
+}
+
+/// NaN where x is, 0 elsewhere, also for infinities.
+#[inline(always)]
+unsafe fn nan_or_zero<S: Simd>(x: S::V) -> S::V {
+    unsafe { S::mul(S::max(S::splat(-1.0), S::min(S::splat(1.0), x)), S::splat(0.0)) }
+}
+
+fn zip<E: Element, F: Pair>(cx: &Cx, args: &Args) -> Result<()> {
     let (a, b, out) = (args.view(0), args.view(1), args.out());
     if out.is_empty() {
         return Ok(());
     }
-    let kind = binary_kind(args);
-    let loops = Loops::new(&[a, b, out], TASK);
-    over_rows(cx, loops.rows(), loops.inner, &|from, to| unsafe {
-        binary_rows::<E>(cx.level, kind, &loops, a.at::<E>(0), b.at::<E>(0), out.at::<E>(0), (from, to))
+    let (x, y, to) = (Address(a.ptr as *mut E), Address(b.ptr as *mut E), Address(out.ptr as *mut E));
+    let loops = Loops::new(&by_result([a, b, out]), TASK);
+    over_rows(cx, loops.rows(), loops.inner, &|first, last| {
+        loops.each(first, last, |[ao, bo, oo]| unsafe {
+            zip_row::<E, F>(cx.level, x.at(ao), y.at(bo), to.at(oo), loops.steps, loops.inner)
+        })
     })
 }
 
 dispatch! {
-    fn binary_rows<E: Element>(
-        kind: Binary, loops: &Loops<3>, a: *const E, b: *const E, out: *mut E, range: (usize, usize),
-    ) => binary_rows_at
+    fn zip_row<E: Element, F: Pair>(a: *const E, b: *const E, out: *mut E, steps: [usize; 3], n: usize) => zip_row_at
 }
 
 #[inline(always)]
-unsafe fn binary_rows_at<S: Simd, E: Element>(
-    kind: Binary,
-    loops: &Loops<3>,
+unsafe fn zip_row_at<S: Simd, E: Element, F: Pair>(
     a: *const E,
     b: *const E,
     out: *mut E,
-    range: (usize, usize),
+    [sa, sb, so]: [usize; 3],
+    n: usize,
 ) {
-    let [sa, sb, so] = loops.steps;
-    loops.each(range.0, range.1, |[ao, bo, oo]| unsafe {
-        for i in (0..loops.inner).step_by(S::LANES) {
-            let n = (loops.inner - i).min(S::LANES);
-            let x = load_step::<S, E>(a.add(ao + i * sa), sa, n);
-            let y = load_step::<S, E>(b.add(bo + i * sb), sb, n);
-            store_step::<S, E>(out.add(oo + i * so), binary_vector::<S>(kind, x, y), so, n);
-        }
-    });
-}
-
-#[inline(always)]
-unsafe fn binary_vector<S: Simd>(kind: Binary, a: S::V, b: S::V) -> S::V {
     unsafe {
-        match kind {
-            Binary::Add => S::add(a, b),
-            Binary::Sub => S::sub(a, b),
-            Binary::Mul => S::mul(a, b),
-            Binary::Div => S::div(a, b),
-            // Machines disagree about the maximum of a number and NaN; both are rare in models.
-            Binary::Max | Binary::Min => {
-                let (mut x, mut y) = ([0f32; 16], [0f32; 16]);
-                S::store(x.as_mut_ptr(), a);
-                S::store(y.as_mut_ptr(), b);
-                for (x, y) in x.iter_mut().zip(&y) {
-                    *x = binary_value(kind, *x, *y);
-                }
-                S::load(x.as_ptr())
+        let mut i = 0;
+        if [sa, sb, so] == [1, 1, 1] {
+            while i + S::LANES <= n {
+                E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(a.add(i)), E::load::<S>(b.add(i))));
+                i += S::LANES;
             }
+        }
+        while i < n {
+            let count = (n - i).min(S::LANES);
+            let x = load_step::<S, E>(a.add(i * sa), sa, count);
+            let y = load_step::<S, E>(b.add(i * sb), sb, count);
+            store_step::<S, E>(out.add(i * so), F::of::<S>(x, y), so, count);
+            i += count;
         }
     }
 }

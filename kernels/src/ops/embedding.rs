@@ -5,6 +5,7 @@ use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
 use crate::strided::rows_per_task;
+use std::sync::Mutex;
 
 pub static EMBEDDING: Kernel = Kernel { check, run, reference };
 pub static TIMESTEP_EMBEDDING: Kernel =
@@ -33,47 +34,54 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The table's rows that the ids name, once all are known to exist.
-fn rows(ids: &View, table: &View) -> Result<()> {
-    for i in 0..ids.len() {
-        let id = unsafe { *ids.at::<i32>(ids.offset(i)) };
-        if id < 0 || id as usize >= table.dims[0] {
-            return Err(Error::new(
-                Code::BadValue,
-                format!("Id {id} at place {i} is outside a table of {} rows", table.dims[0]),
-            ));
-        }
-    }
-    Ok(())
+/// The id at a place, which the table must have.
+fn id_at(ids: &View, table: &View, place: usize) -> Result<usize> {
+    // Volatile: what is checked is what is used, whoever writes in between.
+    let id = unsafe { ids.at::<i32>(ids.offset(place)).read_volatile() };
+    usize::try_from(id).ok().filter(|&id| id < table.dims[0]).ok_or_else(|| {
+        let message = format!("Id {id} at place {place} is outside a table of {} rows", table.dims[0]);
+        Error::new(Code::BadValue, message)
+    })
 }
 
-fn copy_row(ids: &View, table: &View, out: &View, row: usize) {
-    let id = unsafe { *ids.at::<i32>(ids.offset(row)) } as usize;
+/// Refuses ids outside the table before anything is written.
+fn check_ids(ids: &View, table: &View) -> Result<()> {
+    (0..ids.len()).try_for_each(|place| id_at(ids, table, place).map(|_| ()))
+}
+
+/// Checks the id again: a program may lay its result over its ids, so that an earlier row has changed it.
+fn copy_row(ids: &View, table: &View, out: &View, row: usize) -> Result<()> {
+    let id = id_at(ids, table, row)?;
     let (from, to) = (id * table.strides[0], out.row_offset(row));
     unsafe {
         if table.dtype == out.dtype {
             let size = out.dtype.size();
-            std::ptr::copy_nonoverlapping(table.ptr.add(from * size), out.ptr.add(to * size), size * out.last());
+            std::ptr::copy(table.ptr.add(from * size), out.ptr.add(to * size), size * out.last());
         } else {
             (0..out.last()).for_each(|i| out.set(to + i, table.get(from + i)));
         }
     }
+    Ok(())
 }
 
 fn reference(args: &Args) -> Result<()> {
     let (ids, table, out) = (args.view(0), args.view(1), args.out());
-    rows(&ids, &table)?;
-    (0..ids.len()).for_each(|row| copy_row(&ids, &table, &out, row));
-    Ok(())
+    check_ids(&ids, &table)?;
+    (0..ids.len()).try_for_each(|row| copy_row(&ids, &table, &out, row))
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
     let (ids, table, out) = (args.view(0), args.view(1), args.out());
-    rows(&ids, &table)?;
+    check_ids(&ids, &table)?;
     let (count, per_task) = (ids.len(), rows_per_task(out.last()));
+    let failure = Mutex::new(None);
     cx.pool.run(count.div_ceil(per_task), &|task, _| {
-        (task * per_task..(task * per_task + per_task).min(count)).for_each(|row| copy_row(&ids, &table, &out, row));
-    })
+        let mut rows = task * per_task..(task * per_task + per_task).min(count);
+        if let Err(error) = rows.try_for_each(|row| copy_row(&ids, &table, &out, row)) {
+            *failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+        }
+    })?;
+    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
 }
 
 fn check_timestep(args: &Args) -> Result<()> {
