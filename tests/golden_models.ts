@@ -1,10 +1,9 @@
 import { AutoencoderKL } from "../lib/models/autoencoder_kl.ts";
 import { CLIPTextModel } from "../lib/models/clip_text_model.ts";
 import { ModelConfig } from "../lib/models/config.ts";
-import { fluxBflRows } from "../lib/models/flux_bfl.ts";
 import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.ts";
-import { MODELS } from "../lib/models/registry.ts";
 import { T5EncoderModel } from "../lib/models/t5_encoder_model.ts";
+import type { Model } from "../lib/nn/module.ts";
 import { sizeOf } from "../lib/graph/ops.ts";
 import type { Device } from "../lib/tensor/device.ts";
 import { realize, toArray } from "../lib/tensor/realize.ts";
@@ -38,11 +37,7 @@ type Runner = (c: Case) => Outputs;
 
 const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => Promise<Runner>>> = {
   FluxTransformer2DModel: async (folder, checkpoint) => {
-    const dim = await hiddenSize(folder);
-    const model = await FluxTransformer2DModel.load(
-      folder,
-      checkpoint ? { checkpoint, find: (name, shape) => fluxBflRows(name, shape, dim) } : {},
-    );
+    const model = await FluxTransformer2DModel.load(folder, { checkpoint });
     return (c) => {
       const temb = model.conditionOfEach({
         timestep: c.tensor("timestep"),
@@ -90,11 +85,6 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
     };
   },
 };
-
-async function hiddenSize(folder: string): Promise<number> {
-  const config = await ModelConfig.read(folder);
-  return config.count("num_attention_heads", 24) * config.count("attention_head_dim", 128);
-}
 
 function caseOf(file: SafetensorsFile, name: string): Case {
   const entry = (argument: string) => `${name}.in.${argument}`;
@@ -164,6 +154,14 @@ const MANIFESTS: readonly (readonly [RegExp, string])[] = [
   [/\.text_encoder\.json$/, "CLIPTextModel"],
   [/\.text_encoder_2\.json$/, "T5EncoderModel"],
 ];
+
+/** The classes by name. */
+const MODELS: Readonly<Record<string, new (config: ModelConfig) => Model>> = {
+  AutoencoderKL,
+  CLIPTextModel,
+  FluxTransformer2DModel,
+  T5EncoderModel,
+};
 
 /** Names that stand for one tensor in transformers' T5. */
 const sameName = (name: string) => name.replace(/^encoder\.embed_tokens\./, "shared.");

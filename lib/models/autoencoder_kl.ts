@@ -5,9 +5,10 @@
  * @module
  */
 
-import { loadParameters } from "../nn/checkpoint.ts";
+import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { ACTIVATIONS, Conv2d, GroupNorm, Linear } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
+import { openCheckpoint } from "../tensor/safetensors.ts";
 import { tensor } from "../tensor/source.ts";
 import { attention, concat, type Tensor } from "../tensor/tensor.ts";
 import { ModelConfig } from "./config.ts";
@@ -288,11 +289,12 @@ export class AutoencoderKL extends Model {
    * Loads a model.
    *
    * @param folder The folder with `config.json` and the weights.
+   * @param options Whether with its weights.
    * @returns The model; its weights are read when they are needed.
    */
-  static async load(folder: string): Promise<AutoencoderKL> {
-    const model = new AutoencoderKL(await ModelConfig.read(folder));
-    loadParameters(model, folder);
+  static async load(folder: string, { weights = true }: LoadOptions = {}): Promise<AutoencoderKL> {
+    const model = new AutoencoderKL(await ModelConfig.read(folder, "AutoencoderKL"));
+    if (weights) loadParameters(model, openCheckpoint(folder));
     return model;
   }
 

@@ -5,9 +5,10 @@
  */
 
 import { ConfigError } from "../errors.ts";
-import { loadParameters } from "../nn/checkpoint.ts";
+import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { ACTIVATIONS, Embedding, LayerNorm, Linear } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
+import { openCheckpoint } from "../tensor/safetensors.ts";
 import { attention, embedding, type Tensor } from "../tensor/tensor.ts";
 import { ModelConfig } from "./config.ts";
 
@@ -155,12 +156,14 @@ export class CLIPTextModel extends Model {
    * Loads a model.
    *
    * @param folder The folder with `config.json` and the weights.
+   * @param options Whether with its weights.
    * @returns The model; its weights are read when they are needed.
    */
-  static async load(folder: string): Promise<CLIPTextModel> {
+  static async load(folder: string, { weights = true }: LoadOptions = {}): Promise<CLIPTextModel> {
     const model = new CLIPTextModel(await ModelConfig.read(folder));
+    if (!weights) return model;
     // Older checkpoints keep the numbers 0, 1, 2, ... and, with a projection, its weight.
-    loadParameters(model, folder, { baseName: "model", ignore: /\.position_ids$|^text_projection\.weight$/ });
+    loadParameters(model, openCheckpoint(folder, "model"), { ignore: /\.position_ids$|^text_projection\.weight$/ });
     return model;
   }
 

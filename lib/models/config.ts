@@ -18,8 +18,15 @@ export class ModelConfig {
     this.file = file;
   }
 
-  /** Reads the `config.json` of a folder. */
-  static async read(folder: string): Promise<ModelConfig> {
+  /**
+   * Reads the `config.json` of a folder.
+   *
+   * @param folder The folder.
+   * @param className The class of diffusers that it must be of, if it names one.
+   * @returns The configuration.
+   * @throws {ConfigError} If there is none, or it is broken or of another class.
+   */
+  static async read(folder: string, className?: string): Promise<ModelConfig> {
     const file = `${folder}/config.json`;
     let fields: unknown;
     try {
@@ -31,6 +38,14 @@ export class ModelConfig {
     }
     if (typeof fields !== "object" || fields === null || Array.isArray(fields)) {
       throw new ConfigError(`Cannot load a model from ${folder}: ${file} holds no object`, { file });
+    }
+    const { _class_name: found = className } = fields as Record<string, unknown>;
+    if (className !== undefined && found !== className) {
+      throw new ConfigError(
+        `Cannot load ${folder} as a ${className}: ${file} is of a ${found}; use a checkpoint with the class that ` +
+          "denoise has",
+        { file, key: "_class_name" },
+      );
     }
     return new ModelConfig(fields as Record<string, unknown>, file);
   }

@@ -6,6 +6,7 @@
  */
 
 import type { Rows } from "../nn/checkpoint.ts";
+import type { Checkpoint } from "../tensor/safetensors.ts";
 
 /** Parameters that have another name and nothing else. */
 const NAMES: readonly (readonly [RegExp, string])[] = [
@@ -49,6 +50,16 @@ const PARTS: readonly (readonly [RegExp, string, number])[] = [
   [/^single_transformer_blocks\.(\d+)\.attn\.to_v\./, "single_blocks.$1.linear1.", 2],
   [/^single_transformer_blocks\.(\d+)\.proj_mlp\./, "single_blocks.$1.linear1.", 3],
 ];
+
+/**
+ * Whether a checkpoint has Black Forest Labs' names.
+ *
+ * @param checkpoint The checkpoint.
+ * @returns True if it has their first layer.
+ */
+export function isFluxBfl(checkpoint: Checkpoint): boolean {
+  return checkpoint.tensors.has("img_in.weight");
+}
 
 /**
  * Where a parameter's values are in Black Forest Labs' file.

@@ -9,8 +9,10 @@ import { ConfigError } from "../errors.ts";
 import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { LayerNorm, Linear, RMSNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
+import { openCheckpoint } from "../tensor/safetensors.ts";
 import { attention, concat, rotaryEmbedding, type Tensor, timestepEmbedding } from "../tensor/tensor.ts";
 import { ModelConfig } from "./config.ts";
+import { fluxBflRows, isFluxBfl } from "./flux_bfl.ts";
 
 /** The fields of the configuration. */
 export interface FluxTransformer2DConfig {
@@ -340,15 +342,24 @@ export class FluxTransformer2DModel extends Model {
    * Loads a model.
    *
    * @param folder The folder with `config.json` and the weights.
-   * @param options Another checkpoint than the folder's, and its names.
+   * @param options Whether with its weights, and where they are if not in the folder: a safetensors file of diffusers'
+   *   names or of Black Forest Labs'.
    * @returns The model; its weights are read when they are needed.
    */
   static async load(
     folder: string,
-    options: LoadOptions & { checkpoint?: string } = {},
+    { weights = true, checkpoint: path = folder }: LoadOptions & { checkpoint?: string | undefined } = {},
   ): Promise<FluxTransformer2DModel> {
-    const model = new FluxTransformer2DModel(await ModelConfig.read(folder));
-    loadParameters(model, options.checkpoint ?? folder, options);
+    const model = new FluxTransformer2DModel(await ModelConfig.read(folder, "FluxTransformer2DModel"));
+    if (!weights) return model;
+    const checkpoint = openCheckpoint(path);
+    const { numAttentionHeads, attentionHeadDim } = model.config;
+    const dim = numAttentionHeads * attentionHeadDim;
+    loadParameters(
+      model,
+      checkpoint,
+      isFluxBfl(checkpoint) ? { find: (name, shape) => fluxBflRows(name, shape, dim) } : {},
+    );
     return model;
   }
 

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { loadParameters } from "../nn/checkpoint.ts";
+import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { ACTIVATIONS, Embedding, Linear, RMSNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
 import { openCheckpoint } from "../tensor/safetensors.ts";
@@ -163,15 +163,16 @@ export class T5EncoderModel extends Model {
    * Loads a model.
    *
    * @param folder The folder with `config.json` and the weights.
+   * @param options Whether with its weights.
    * @returns The model; its weights are read when they are needed.
    */
-  static async load(folder: string): Promise<T5EncoderModel> {
+  static async load(folder: string, { weights = true }: LoadOptions = {}): Promise<T5EncoderModel> {
     const model = new T5EncoderModel(await ModelConfig.read(folder));
-    const { tensors } = openCheckpoint(folder, "model");
+    if (!weights) return model;
+    const checkpoint = openCheckpoint(folder, "model");
     // One table under two names: a checkpoint has either or both.
-    const table = tensors.has("shared.weight") ? "shared.weight" : "encoder.embed_tokens.weight";
-    loadParameters(model, folder, {
-      baseName: "model",
+    const table = checkpoint.tensors.has("shared.weight") ? "shared.weight" : "encoder.embed_tokens.weight";
+    loadParameters(model, checkpoint, {
       find: (name) => [{ name: name === "shared.weight" ? table : name }],
       ignore: /^encoder\.embed_tokens\.weight$|^decoder\.|^lm_head\./,
     });

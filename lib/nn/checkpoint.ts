@@ -7,7 +7,7 @@
 import { CheckpointError } from "../errors.ts";
 import { type Dtype, DTYPES } from "../graph/dtypes.ts";
 import { sameShape } from "../graph/ops.ts";
-import { type Checkpoint, openCheckpoint, type SafetensorsTensor } from "../tensor/safetensors.ts";
+import type { Checkpoint, SafetensorsTensor } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
 import { concat, type Tensor } from "../tensor/tensor.ts";
 import type { Module } from "./module.ts";
@@ -22,10 +22,14 @@ export interface Rows {
   readonly count?: number;
 }
 
-/** How a module is filled. */
+/** How a model is loaded. */
 export interface LoadOptions {
-  /** The file's name without its ending, for a folder. */
-  readonly baseName?: string;
+  /** Whether it has weights, true by default. Without them it has its shapes, from which its memory can be planned. */
+  readonly weights?: boolean | undefined;
+}
+
+/** How a module is filled. */
+export interface ParameterOptions {
   /** Where a parameter's values are, one part after another, for checkpoints of other names. */
   readonly find?: (name: string, shape: readonly number[]) => readonly Rows[];
   /** Tensors of the checkpoint that no parameter takes and that are known to be needless. */
@@ -36,12 +40,11 @@ export interface LoadOptions {
  * Fills a module's parameters from a checkpoint: every parameter must be there with its shape, and nothing else.
  *
  * @param module The module.
- * @param path A folder, a safetensors file, or the index of several.
+ * @param checkpoint The checkpoint.
  * @param options Names that differ.
  */
-export function loadParameters(module: Module, path: string, options: LoadOptions = {}): void {
+export function loadParameters(module: Module, checkpoint: Checkpoint, options: ParameterOptions = {}): void {
   const { find = (name) => [{ name }], ignore } = options;
-  const checkpoint = openCheckpoint(path, options.baseName);
   const used = new Set<string>();
   for (const [name, parameter] of module.namedParameters()) {
     const parts = find(name, parameter.shape).map((rows) => {

@@ -20,9 +20,9 @@ export class Parameter {
     this.shape = shape;
   }
 
-  /** The values: a leaf of the graph, with no source until it is loaded. */
+  /** The values: a leaf of the graph, until it is loaded with no source and of the type of most checkpoints. */
   get tensor(): Tensor {
-    return this.#tensor ??= new Tensor(leaf(this.shape, { dtype: "f32", rate: RATE.constant }));
+    return this.#tensor ??= new Tensor(leaf(this.shape, { dtype: "bf16", rate: RATE.constant }));
   }
 
   /** Gives the values. */

@@ -6,20 +6,22 @@
 
 import { ConfigError } from "../errors.ts";
 import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
+import { leaf, RATE } from "../graph/node.ts";
 import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
 import { AutoencoderKL } from "../models/autoencoder_kl.ts";
 import { CLIPTextModel } from "../models/clip_text_model.ts";
 import { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../models/t5_encoder_model.ts";
+import type { Model } from "../nn/module.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../schedulers/linspace.ts";
 import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
 import { Device } from "../tensor/device.ts";
-import { type CompiledFunction, compileFunction } from "../tensor/function.ts";
+import { type CompiledFunction, type CompiledInfo, compileFunction } from "../tensor/function.ts";
 import { Generator } from "../tensor/random.ts";
 import { realize, toArray } from "../tensor/realize.ts";
 import { type ArrayOf, tensor } from "../tensor/source.ts";
-import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
+import { concat, embedding, Tensor } from "../tensor/tensor.ts";
 import { resolveModel, type ResolveOptions } from "./hub.ts";
 import {
   callable,
@@ -35,17 +37,21 @@ import {
 } from "./pipeline.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
-/** The parts of a Flux checkpoint that can be left out. */
-export type FluxPart = "text_encoder" | "text_encoder_2" | "transformer" | "vae";
-
 /** How a pipeline is loaded. */
-export interface FluxLoadOptions extends Omit<ResolveOptions, "components"> {
+export interface FluxLoadOptions extends Omit<ResolveOptions, "components" | "weights"> {
   /** Where it runs: the best device there is by default. */
   device?: Device | "auto" | "cpu" | undefined;
   /** What activations are computed in, `f32` by default; weights keep their checkpoint's type. */
   dtype?: FloatDtype | undefined;
-  /** The parts to load, all by default: text encoders are not needed where embeddings are given. */
-  components?: readonly FluxPart[];
+  /** Whether to load the text encoders, true by default; they are not needed where embeddings are given. */
+  textEncoders?: boolean | undefined;
+  /**
+   * Another transformer than the model's: a safetensors file, or the URL of one, with diffusers' names or Black Forest
+   * Labs'.
+   */
+  transformer?: string | undefined;
+  /** Whether to load weights, true by default. Without them a pipeline can say what it will need, and not run. */
+  weights?: boolean | undefined;
 }
 
 /** How pictures are made; the names are diffusers' own. */
@@ -126,6 +132,26 @@ export interface FluxSeconds {
   decoding: number;
 }
 
+/** What one of a pipeline's models takes of the memory. */
+export interface ModelMemory {
+  /** The part: its folder's name. */
+  readonly part: string;
+  /** How many numbers it was trained on. */
+  readonly parameters: number;
+  /** The bytes of its weights as the kernels take them; they stay. */
+  readonly weightBytes: number;
+  /** The bytes that it works in while it runs. */
+  readonly workBytes: number;
+}
+
+/** What a run takes of the memory, besides Deno itself. */
+export interface MemoryPlan {
+  /** The models, in the order in which they run. */
+  readonly models: readonly ModelMemory[];
+  /** The bytes of all weights and of the largest work: models run one after another. */
+  readonly bytes: number;
+}
+
 /** What a run made. */
 export interface FluxResult {
   /** The pictures: all of the first prompt, then all of the second; none where `outputType` is `latent`. */
@@ -162,6 +188,8 @@ export interface FluxPipeline {
     prompt: string | readonly string[],
     options?: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal">,
   ): Promise<FluxEmbeddings>;
+  /** What a call with the same arguments will take of the memory. Nothing is computed, and no weights are needed. */
+  plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
   /** The noise that a run starts from: packed, one row for each picture. */
   prepareLatents(options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }): Tensor;
   /** Makes a picture again from the settings in its file. */
@@ -228,18 +256,21 @@ const CLASSES: Readonly<Record<string, string>> = {
 };
 
 async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxPipeline> {
-  const { device = "auto", dtype = "f32", components, ...hub } = options;
+  const { device = "auto", dtype = "f32", textEncoders = true, transformer: other, weights = true, ...where } = options;
   if (!["f32", "bf16", "f16"].includes(dtype)) {
     throw new RangeError(`Cannot compute in ${JSON.stringify(dtype)}: pass f32, bf16 or f16`);
   }
   if (!(device instanceof Device) && device !== "auto" && device !== "cpu") {
     throw new RangeError(`Cannot run on ${JSON.stringify(device)}: pass "auto", "cpu", or a Device`);
   }
-  const wanted = (part: string) => components === undefined || components.includes(part as FluxPart);
   const folder = await resolveModel(model, {
-    ...hub,
-    ...(components && { components: [...components, ...tokenizersOf(components), "scheduler"] }),
+    ...where,
+    ...(!textEncoders && { components: ["transformer", "vae", "scheduler"] }),
+    ...(other !== undefined && { weights: ["text_encoder", "text_encoder_2", "vae"] }),
+    ...(!weights && { weights: [] }),
   });
+  const { revision: _, ...hub } = where; // the model's own
+  const checkpoint = other !== undefined && weights ? await resolveModel(other, hub) : undefined;
   const index = await readModelIndex(folder, "FluxPipeline");
   for (const [part, className] of Object.entries(CLASSES)) {
     const found = index.parts.get(part);
@@ -249,13 +280,13 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
       { file: `${folder}/model_index.json`, key: part },
     );
   }
-  const has = (part: string) => index.parts.has(part) && wanted(part);
+  const has = (part: string) => textEncoders && index.parts.has(part);
   const schedulerFile = `${folder}/scheduler/scheduler_config.json`;
   const [transformer, vae, textEncoder, textEncoder2, tokenizer, tokenizer2, schedulerConfig] = await Promise.all([
-    FluxTransformer2DModel.load(`${folder}/transformer`),
-    AutoencoderKL.load(`${folder}/vae`),
-    has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`) : undefined,
-    has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`) : undefined,
+    FluxTransformer2DModel.load(`${folder}/transformer`, { weights, checkpoint }),
+    AutoencoderKL.load(`${folder}/vae`, { weights }),
+    has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`, { weights }) : undefined,
+    has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`, { weights }) : undefined,
     has("text_encoder") ? Tokenizer.load(`${folder}/tokenizer`) : undefined,
     has("text_encoder_2") ? Tokenizer.load(`${folder}/tokenizer_2`) : undefined,
     readConfig(schedulerFile),
@@ -290,6 +321,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
       prompt: string | readonly string[],
       options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
     ) => run.encodePrompt(prompt, options),
+    plan: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.plan(prompt, options),
     prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
@@ -297,16 +329,11 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   });
 }
 
-const tokenizersOf = (parts: readonly FluxPart[]): string[] =>
-  parts.filter((part) => part.startsWith("text_encoder")).map((part) => part.replace("text_encoder", "tokenizer"));
-
 /** What a loaded pipeline is made of. */
-type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "prepareLatents" | "rerun">;
+type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun">;
 
-/** The arguments of a step's program. What does not change from step to step is computed once a run. */
-type StepInputs = {
-  /** Packed, (pictures, tokens, channels). */
-  latents: Tensor;
+/** The arguments of a step's program that are the same at every step: what follows from them is computed once a run. */
+type FixedInputs = {
   /** (prompts, text tokens, size), (prompts, size). */
   promptEmbeds: Tensor;
   pooledPromptEmbeds: Tensor;
@@ -317,11 +344,19 @@ type StepInputs = {
   /** Positions of text and picture tokens, (tokens, 3). */
   textIds: Tensor;
   imageIds: Tensor;
+};
+
+/** The arguments that are not. */
+type VaryingInputs = {
+  /** Packed, (pictures, tokens, channels). */
+  latents: Tensor;
   /** The number of this step, once for each row of the transformer's batch. */
   rows: Tensor;
   /** The change of sigma, (1). */
   stepSize: Tensor;
 };
+
+type StepInputs = FixedInputs & VaryingInputs;
 
 /** The arguments of a step with classifier-free guidance. */
 type GuidedStepInputs = StepInputs & {
@@ -331,8 +366,14 @@ type GuidedStepInputs = StepInputs & {
   trueCfgScale: Tensor;
 };
 
+/** From packed latents to pixels, (pictures, height, width, 3) in [0, 1]. */
+type Decoder = CompiledFunction<{ latents: Tensor }, { pixels: Tensor }>;
+
+/** How many times smaller than asked for a picture is. */
+type Shrink = 1 | 2;
+
 /** Options after the checks. */
-interface Plan {
+interface Job {
   readonly prompts: readonly string[] | undefined;
   readonly height: number;
   readonly width: number;
@@ -351,7 +392,7 @@ class Runner {
   readonly #t5: CompiledFunction<{ inputIds: Tensor }, { embeds: Tensor }>;
   readonly #step: CompiledFunction<StepInputs, { latents: Tensor }>;
   readonly #guidedStep: CompiledFunction<GuidedStepInputs, { latents: Tensor }>;
-  readonly #decoders = new Map<string, CompiledFunction<{ latents: Tensor }, { pixels: Tensor }>>();
+  readonly #decoders = new Map<string, Decoder>();
 
   constructor(parts: Parts) {
     this.#parts = parts;
@@ -428,8 +469,7 @@ class Runner {
     prompt: string | readonly string[] | undefined,
     options: FluxOptions,
   ): AsyncGenerator<FluxStep, FluxResult, void> {
-    const { dtype, scheduler } = this.#parts;
-    const plan = this.#check(prompt, options);
+    const job = this.#check(prompt, options);
     const { signal } = options;
     signal?.throwIfAborted();
     const seconds: FluxSeconds = { textEncoding: 0, denoising: 0, decoding: 0 };
@@ -440,36 +480,21 @@ class Runner {
       return value;
     };
 
-    const positive = await timed("textEncoding", () => this.#embed(plan));
-    const negative = plan.guided
-      ? await timed("textEncoding", () => this.#embedNegative(plan, positive.promptEmbeds))
+    const positive = await timed("textEncoding", () => this.#embed(job));
+    const negative = job.guided
+      ? await timed("textEncoding", () => this.#embedNegative(job, positive.promptEmbeds))
       : undefined;
-    const pictures = positive.promptEmbeds.size(0) * plan.copies;
-    const { seeds, latents: start } = await this.#start(plan, pictures);
+    const pictures = positive.promptEmbeds.size(0) * job.copies;
+    const { seeds, latents: start } = await this.#start(job, pictures);
 
-    const run = new FlowMatchEulerDiscreteScheduler(scheduler.config);
-    run.setTimesteps({ sigmas: plan.sigmas, mu: calculateShift(start.size(1), scheduler.config) });
+    const run = this.#schedule(job, start.size(1));
     const count = run.timesteps.length;
-    const batch = plan.guided ? 2 * pictures : pictures;
-    const fixed = {
-      ...positive,
-      timesteps: tensor(Float32Array.from(run.timesteps, (t) => roundTo(dtype, roundTo(dtype, t) / 1000))),
-      guidance: tensor([plan.options.guidanceScale ?? DEFAULT_GUIDANCE]),
-      textIds: tensor(new Float32Array(3 * positive.promptEmbeds.size(1)), {
-        shape: [positive.promptEmbeds.size(1), 3],
-      }),
-      imageIds: this.#imageIds(plan),
-    };
+    const fixed = this.#fixed(job, positive, run);
     let latents = start;
     for (let index = 0; index < count; index++) {
       const before = latents;
       latents = await timed("denoising", async () => {
-        const inputs: StepInputs = {
-          ...fixed,
-          latents: before,
-          rows: tensor(Int32Array.from({ length: batch }, (_, b) => index * batch + b), { dtype: "i32" }),
-          stepSize: tensor([run.stepSize(index)]),
-        };
+        const inputs: StepInputs = { ...fixed, ...this.#varying(job, { latents: before, run, index }) };
         const result = negative
           ? await this.#guidedStep.run({ ...inputs, ...negative }, { signal })
           : await this.#step.run(inputs, { signal });
@@ -482,21 +507,55 @@ class Runner {
         timestep: run.timesteps[index]!,
         latents: after,
         preview: () =>
-          this.#preview({ before, after, ratio: run.sigmas[index + 1]! / run.stepSize(index) }, { plan, signal }),
-        decode: () => this.#decode(after, { plan, signal }),
+          this.#preview({ before, after, ratio: run.sigmas[index + 1]! / run.stepSize(index) }, { job, signal }),
+        decode: () => this.#decode(after, { job, signal }),
       };
     }
     const images = options.outputType === "latent" ? [] : await timed("decoding", async () => {
-      const plain = await this.#decode(latents, { plan, signal });
+      const plain = await this.#decode(latents, { job, signal });
       return plain.map(({ width, height, data }, i) =>
-        new Image({ width, height, data, metadata: this.#metadata(plan, { seeds, index: i, pictures }) })
+        new Image({ width, height, data, metadata: this.#metadata(job, { seeds, index: i, pictures }) })
       );
     });
     return { images, latents, seeds, numInferenceSteps: count, seconds };
   }
 
+  /** The steps of a job on that many tokens of latents. */
+  #schedule(job: Job, tokens: number): FlowMatchEulerDiscreteScheduler {
+    const { scheduler } = this.#parts;
+    const run = new FlowMatchEulerDiscreteScheduler(scheduler.config);
+    run.setTimesteps({ sigmas: job.sigmas, mu: calculateShift(tokens, scheduler.config) });
+    return run;
+  }
+
+  /** The arguments that are the same at every step. */
+  #fixed(job: Job, embeddings: FluxEmbeddings, run: FlowMatchEulerDiscreteScheduler): FixedInputs {
+    const { dtype } = this.#parts;
+    const tokens = embeddings.promptEmbeds.size(1);
+    return {
+      ...embeddings,
+      timesteps: tensor(Float32Array.from(run.timesteps, (t) => roundTo(dtype, roundTo(dtype, t) / 1000))),
+      guidance: tensor([job.options.guidanceScale ?? DEFAULT_GUIDANCE]),
+      textIds: tensor(new Float32Array(3 * tokens), { shape: [tokens, 3] }),
+      imageIds: this.#imageIds(job),
+    };
+  }
+
+  /** The arguments of one step. */
+  #varying(
+    job: Job,
+    { latents, run, index }: { latents: Tensor; run: FlowMatchEulerDiscreteScheduler; index: number },
+  ): VaryingInputs {
+    const batch = latents.size(0) * (job.guided ? 2 : 1);
+    return {
+      latents,
+      rows: tensor(Int32Array.from({ length: batch }, (_, b) => index * batch + b), { dtype: "i32" }),
+      stepSize: tensor([run.stepSize(index)]),
+    };
+  }
+
   /** Checks everything that can be checked before anything is computed. */
-  #check(prompt: string | readonly string[] | undefined, options: FluxOptions): Plan {
+  #check(prompt: string | readonly string[] | undefined, options: FluxOptions): Job {
     const { vae, tokenizer2, scheduler } = this.#parts;
     const { promptEmbeds, pooledPromptEmbeds, sigmas, negativePrompt, negativePromptEmbeds } = options;
     const { guidanceScale = DEFAULT_GUIDANCE, trueCfgScale = 1, outputType = "image" } = options;
@@ -544,14 +603,14 @@ class Runner {
     };
   }
 
-  async #embed({ prompts, options, maxSequenceLength }: Plan): Promise<FluxEmbeddings> {
+  async #embed({ prompts, options, maxSequenceLength }: Job): Promise<FluxEmbeddings> {
     const { promptEmbeds, pooledPromptEmbeds, prompt2, signal } = options;
     if (!prompts) return await this.#given(promptEmbeds!, pooledPromptEmbeds!);
     const second = prompt2 === undefined ? prompts : promptList(prompt2, "prompt2");
     return await this.#encode(prompts, matching(second, prompts.length, "prompt2"), { maxSequenceLength, signal });
   }
 
-  async #embedNegative({ options, maxSequenceLength }: Plan, like: Tensor): Promise<NegativeInputs> {
+  async #embedNegative({ options, maxSequenceLength }: Job, like: Tensor): Promise<NegativeInputs> {
     const { negativePromptEmbeds, negativePooledPromptEmbeds, negativePrompt, negativePrompt2, signal } = options;
     let embeddings: FluxEmbeddings;
     if (negativePromptEmbeds) {
@@ -614,7 +673,7 @@ class Runner {
       );
     }
     const { maxSequenceLength, signal } = options;
-    const clipLength = Math.min(tokenizer.maxLength, textEncoder.config.maxPositionEmbeddings);
+    const clipLength = this.#clipLength();
     const clipIds = tokenize(tokenizer, prompts, { maxLength: clipLength, limit: "what CLIP takes" });
     const t5Ids = tokenize(tokenizer2, second, { maxLength: maxSequenceLength, limit: "maxSequenceLength" });
     const rows = prompts.length;
@@ -628,42 +687,46 @@ class Runner {
     return { promptEmbeds: embeds, pooledPromptEmbeds: pooled };
   }
 
+  /** The tokens that CLIP takes. */
+  #clipLength(): number {
+    const { tokenizer, textEncoder } = this.#parts;
+    return Math.min(tokenizer!.maxLength, textEncoder!.config.maxPositionEmbeddings);
+  }
+
   /** The latents that a run starts from, packed. */
-  async #start(plan: Plan, pictures: number): Promise<{ seeds: readonly Seed[]; latents: Tensor }> {
+  async #start(job: Job, pictures: number): Promise<{ seeds: readonly Seed[]; latents: Tensor }> {
     const { dtype, device } = this.#parts;
-    const { latents, seed = latents ? [] : randomSeed() } = plan.options;
+    const { latents, seed = latents ? [] : randomSeed() } = job.options;
     if (latents) {
-      const [channels, rows, columns] = this.#latentShape(plan);
+      const [channels, rows, columns] = this.#latentShape(job);
       const shape = [pictures, rows * columns / 4, 4 * channels];
       if (String(latents.shape) !== String(shape)) {
         throw new TypeError(
-          `Cannot start from latents of [${
-            latents.shape.join(", ")
-          }]: ${pictures} of ${plan.width} by ${plan.height} ` +
+          `Cannot start from latents of [${latents.shape.join(", ")}]: ${pictures} of ${job.width} by ${job.height} ` +
             `pixels take [${shape.join(", ")}]`,
         );
       }
       return { seeds: [], latents: await prepared(latents, { dtype, device }) };
     }
     const seeds = typeof seed === "object" ? seed : Array.from({ length: pictures }, () => seed);
-    return { seeds, latents: this.#noise(plan, { seed, pictures }) };
+    return { seeds, latents: this.#noise(job, { seed, pictures }) };
   }
 
-  #noise(plan: Plan, { seed, pictures }: { seed: Seed | readonly Seed[]; pictures: number }): Tensor {
+  #noise(job: Job, { seed, pictures }: { seed: Seed | readonly Seed[]; pictures: number }): Tensor {
     const { dtype } = this.#parts;
-    const [channels, rows, columns] = this.#latentShape(plan);
+    const [channels, rows, columns] = this.#latentShape(job);
     const noise = drawNoise(seed, { shape: [pictures, channels, rows, columns], dtype });
     return tensor(noise, { shape: [pictures, rows * columns / 4, 4 * channels], dtype });
   }
 
   /** Channels, rows and columns of the VAE's latents. */
-  #latentShape({ height, width }: Plan): readonly [number, number, number] {
+  #latentShape({ height, width }: Job): readonly [number, number, number] {
     const { vae, transformer } = this.#parts;
     return [transformer.config.inChannels / 4, height / vae.scaleFactor, width / vae.scaleFactor];
   }
 
-  #imageIds(plan: Plan): Tensor {
-    const [, rows, columns] = this.#latentShape(plan);
+  #imageIds(job: Job): Tensor {
+    const [, rows, columns] = this.#latentShape(job);
     const ids = new Float32Array(rows * columns / 4 * 3);
     for (let y = 0, i = 0; y < rows / 2; y++) {
       for (let x = 0; x < columns / 2; x++, i += 3) ids.set([0, y, x], i);
@@ -672,58 +735,31 @@ class Runner {
   }
 
   /** Pictures of packed latents. */
-  #decode(latents: Tensor, options: { plan: Plan; signal: AbortSignal | undefined }): Promise<Image[]> {
-    const [channels, rows, columns] = this.#latentShape(options.plan);
-    const unpack = (packed: Tensor) =>
-      packed.reshape(packed.size(0), rows / 2, columns / 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        .reshape(packed.size(0), channels, rows, columns);
-    return this.#pictures(latents, { ...options, name: `decode ${rows} ${columns}`, unpack, shrink: 1 });
+  #decode(latents: Tensor, options: { job: Job; signal: AbortSignal | undefined }): Promise<Image[]> {
+    return this.#pictures(latents, { ...options, shrink: 1 });
   }
 
-  /**
-   * The picture that the last step's flow leads to, from the means of 2 by 2 latents, which is a quarter of the work.
-   * A packed token holds 2 by 2 latents of each channel.
-   */
+  /** The picture that the last step's flow leads to, at half the size, which is a quarter of the work. */
   async #preview(
     { before, after, ratio }: { before: Tensor; after: Tensor; ratio: number },
-    options: { plan: Plan; signal: AbortSignal | undefined },
+    options: { job: Job; signal: AbortSignal | undefined },
   ): Promise<Image> {
-    const [channels, rows, columns] = this.#latentShape(options.plan);
     const { device } = this.#parts;
     // The flow is (after - before) / stepSize, and what is left of the way is the next sigma.
     const wide = after.cast("f32");
     const clean = wide.sub(wide.sub(before.cast("f32")).mul(ratio)).cast(after.dtype);
     const [latents] = await realize([clean], { device });
-    const unpack = (packed: Tensor) =>
-      packed.reshape(packed.size(0), rows / 2, columns / 2, channels, 4).mean().permute(0, 3, 1, 2);
-    return Image.grid(
-      await this.#pictures(latents!, { ...options, name: `preview ${rows} ${columns}`, unpack, shrink: 2 }),
-    );
+    return Image.grid(await this.#pictures(latents!, { ...options, shrink: 2 }));
   }
 
   async #pictures(
     latents: Tensor,
-    options: {
-      plan: Plan;
-      signal: AbortSignal | undefined;
-      name: string;
-      unpack: (packed: Tensor) => Tensor;
-      shrink: number;
-    },
+    options: { job: Job; signal: AbortSignal | undefined; shrink: Shrink },
   ): Promise<Image[]> {
     const { vae, device } = this.#parts;
-    const { plan, signal, name, unpack, shrink } = options;
-    const key = `${name} ${vae.useTiling}`;
-    let decoder = this.#decoders.get(key);
-    if (!decoder) {
-      const { scalingFactor, shiftFactor } = vae.config;
-      decoder = compileFunction(({ latents }: { latents: Tensor }) => {
-        const sample = vae.decode(unpack(latents).div(scalingFactor).add(shiftFactor)); // (pictures, 3, height, width)
-        return { pixels: sample.mul(0.5).add(0.5).cast("f32").permute(0, 2, 3, 1) };
-      }, { device, name: "vae" });
-      this.#decoders.set(key, decoder);
-    }
-    const [width, height] = [plan.width / shrink, plan.height / shrink];
+    const { job, signal, shrink } = options;
+    const decoder = this.#decoder(job, shrink);
+    const [width, height] = [job.width / shrink, job.height / shrink];
     const size = width * height * 3;
     const rows = latents.size(0);
     // Slicing is one picture a run: the decoder's memory does not grow with the batch.
@@ -741,12 +777,80 @@ class Runner {
     return images;
   }
 
+  /** From packed latents to pixels, of latents as they are or of the means of 2 by 2. */
+  #decoder(job: Job, shrink: Shrink): Decoder {
+    const { vae, device } = this.#parts;
+    const [channels, rows, columns] = this.#latentShape(job);
+    const key = `${rows} ${columns} ${shrink} ${vae.useTiling}`;
+    let decoder = this.#decoders.get(key);
+    if (!decoder) {
+      const { scalingFactor, shiftFactor } = vae.config;
+      // A packed token holds 2 by 2 latents of each channel.
+      const unpack = (packed: Tensor) => {
+        const [pictures, y, x] = [packed.size(0), rows / 2, columns / 2];
+        if (shrink === 2) return packed.reshape(pictures, y, x, channels, 4).mean().permute(0, 3, 1, 2);
+        return packed.reshape(pictures, y, x, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+          .reshape(pictures, channels, rows, columns);
+      };
+      decoder = compileFunction(({ latents }: { latents: Tensor }) => {
+        const sample = vae.decode(unpack(latents).div(scalingFactor).add(shiftFactor)); // (pictures, 3, height, width)
+        return { pixels: sample.mul(0.5).add(0.5).cast("f32").permute(0, 2, 3, 1) };
+      }, { device, name: "vae" });
+      this.#decoders.set(key, decoder);
+    }
+    return decoder;
+  }
+
+  /** What each model will need for a job. */
+  plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
+    const { transformer, vae, textEncoder, textEncoder2, dtype } = this.#parts;
+    const job = this.#check(prompt, options);
+    const like = (...shape: number[]) => new Tensor(leaf(shape, { dtype, rate: RATE.run }));
+    const ids = (...shape: number[]) => new Tensor(leaf(shape, { dtype: "i32", rate: RATE.run }));
+    const models: ModelMemory[] = [];
+    const add = (part: string, model: Model, { weightBytes, arenaBytes }: CompiledInfo) => {
+      models.push({ part, parameters: model.parameterCount(), weightBytes, workBytes: arenaBytes });
+    };
+    const prompts = job.prompts?.length ?? options.promptEmbeds!.size(0);
+    if (job.prompts && textEncoder && textEncoder2) {
+      const tokens = this.#clipLength();
+      const clip = this.#clip.inspect({ inputIds: ids(prompts, tokens), endPositions: ids(prompts) });
+      add("text_encoder", textEncoder, clip);
+      add("text_encoder_2", textEncoder2, this.#t5.inspect({ inputIds: ids(prompts, job.maxSequenceLength) }));
+    }
+    const tokens = options.promptEmbeds?.size(1) ?? job.maxSequenceLength;
+    const { jointAttentionDim, pooledProjectionDim, inChannels } = transformer.config;
+    const [, rows, columns] = this.#latentShape(job);
+    const pictures = prompts * job.copies;
+    const embeddings = {
+      promptEmbeds: like(prompts, tokens, jointAttentionDim),
+      pooledPromptEmbeds: like(prompts, pooledProjectionDim),
+    };
+    const latents = like(pictures, rows * columns / 4, inChannels);
+    const run = this.#schedule(job, latents.size(1));
+    const inputs = { ...this.#fixed(job, embeddings, run), ...this.#varying(job, { latents, run, index: 0 }) };
+    const negative = {
+      negativePromptEmbeds: embeddings.promptEmbeds,
+      negativePooledPromptEmbeds: embeddings.pooledPromptEmbeds,
+      trueCfgScale: tensor([1]),
+    };
+    add(
+      "transformer",
+      transformer,
+      job.guided ? this.#guidedStep.inspect({ ...inputs, ...negative }) : this.#step.inspect(inputs),
+    );
+    const batch = vae.useSlicing ? 1 : pictures;
+    add("vae", vae, this.#decoder(job, 1).inspect({ latents: like(batch, latents.size(1), inChannels) }));
+    const weights = models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
+    return { models, bytes: weights + Math.max(...models.map(({ workBytes }) => workBytes)) };
+  }
+
   /** What a picture's file says: all that is needed to make it again, where words and seeds are enough for that. */
   #metadata(
-    plan: Plan,
+    job: Job,
     { seeds, index, pictures }: { seeds: readonly Seed[]; index: number; pictures: number },
   ): Record<string, string> {
-    const { options, prompts, copies } = plan;
+    const { options, prompts, copies } = job;
     const seed = seeds[index];
     const given = options.sigmas ?? options.negativePrompt2 ?? options.negativePromptEmbeds;
     if (!prompts || seed === undefined || given !== undefined) {
@@ -757,16 +861,16 @@ class Runner {
       model: this.#parts.model,
       prompt: at(prompts, index, copies),
       ...(prompt2 !== undefined && { prompt2: at(promptList(prompt2, "prompt2"), index, copies) }),
-      ...(plan.guided && negativePrompt !== undefined && {
+      ...(job.guided && negativePrompt !== undefined && {
         negativePrompt: at(promptList(negativePrompt, "negativePrompt"), index, copies),
         trueCfgScale: trueCfgScale!,
       }),
       seed,
-      numInferenceSteps: plan.sigmas.length,
+      numInferenceSteps: job.sigmas.length,
       guidanceScale,
-      width: plan.width,
-      height: plan.height,
-      maxSequenceLength: plan.maxSequenceLength,
+      width: job.width,
+      height: job.height,
+      maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
@@ -793,11 +897,11 @@ class Runner {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
     const { prompt, model: _, dtype: __, batchSize = 1, index = 0, seed, ...rest } = settings;
-    const plan = this.#check(prompt, rest);
+    const job = this.#check(prompt, rest);
     checkCount("batch_size", batchSize, { min: 1 });
     checkCount("index", index, { min: 0, max: batchSize - 1 });
     // One of several pictures had its part of the noise of all.
-    const latents = this.#noise(plan, { seed, pictures: batchSize });
+    const latents = this.#noise(job, { seed, pictures: batchSize });
     const { device } = this.#parts;
     const [own] = await realize([latents.slice(0, index, index + 1)], { device });
     const { images } = await this.generate(prompt, { ...rest, ...options, latents: own! });

@@ -27,6 +27,8 @@ export interface ResolveOptions {
   revision?: string;
   /** The folders of `model_index.json` that are needed: `["transformer", "vae"]`. All by default. */
   components?: readonly string[];
+  /** The components of these whose weights are needed; all by default. Configurations come in any case. */
+  weights?: readonly string[];
   /** The hub's address; `HF_ENDPOINT` by default, or `https://huggingface.co`. */
   endpoint?: string;
   /** The hub's access token, which is sent to the hub alone; `HF_TOKEN` by default. */
@@ -265,7 +267,7 @@ class Snapshot {
 
   /** Goes through the files that the model needs; returns the weights, which `get` was not called for. */
   async #plan(get: Get): Promise<string[]> {
-    const { components } = this.#options;
+    const { components, weights: withWeights } = this.#options;
     if (await get("model_index.json", { optional: true })) {
       const index = await this.#readJson("model_index.json");
       const unknown = components?.find((name) => !Object.hasOwn(index, name) || name.startsWith("_"));
@@ -283,7 +285,8 @@ class Snapshot {
         if (typeof library !== "string" || typeof className !== "string") continue; // a part that is left out
         if (components && !components.includes(name)) continue;
         checkPath(name, { file: this.#path("model_index.json"), key: name });
-        weights.push(...await this.#planComponent(get, { prefix: `${name}/`, library, className }));
+        const files = await this.#planComponent(get, { prefix: `${name}/`, library, className });
+        if (withWeights?.includes(name) ?? true) weights.push(...files);
       }
       return weights;
     }

@@ -9,13 +9,15 @@ import { OutputError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { formatBytes, formatSeconds, formatTable, ProgressBar } from "../media/progress.ts";
 import { show } from "../media/terminal.ts";
-import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep } from "./flux.ts";
+import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep, MemoryPlan } from "./flux.ts";
 import type { Seed } from "./pipeline.ts";
 
 /** The flags of `recipes/inference.ts`, read and checked. */
 export interface InferenceFlags {
   /** A folder, a hub id or a URL. */
   readonly model: string;
+  /** A safetensors file in place of the model's transformer. */
+  readonly transformer: string | undefined;
   /** One prompt or several. */
   readonly prompts: readonly string[];
   /** What activations are computed in. */
@@ -32,6 +34,8 @@ export interface InferenceFlags {
   readonly json: boolean;
   /** Whether to draw the pictures in the terminal. */
   readonly show: boolean;
+  /** Whether to print the memory that a run will need, and nothing else. */
+  readonly dryRun: boolean;
   /** Whether to print what the flags are, and nothing else. */
   readonly help: boolean;
 }
@@ -49,6 +53,10 @@ const MODEL = "models/shapes-flux";
 
 const FLAGS = {
   "model": { takes: "FOLDER|ID|URL", fallback: MODEL, help: "the checkpoint: a folder, a hub id, or a URL" },
+  "transformer": {
+    takes: "FILE|URL",
+    help: "another transformer: a safetensors file, also of Black Forest Labs' names",
+  },
   "prompt": {
     takes: "TEXT",
     fallback: "a large red star on a navy background",
@@ -71,6 +79,7 @@ const FLAGS = {
   "out": { takes: "PATH", help: "a .png for one picture, a folder for several [out/picture.png, out/pictures]" },
   "show": { help: "draw the pictures in the terminal" },
   "json": { help: "print one JSON object: paths, seconds, peak memory" },
+  "dry-run": { help: "print the memory that it will take, and nothing else; weights are not downloaded" },
   "help": { help: "print this" },
 } as const satisfies Record<string, Flag>;
 
@@ -130,6 +139,7 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
   }
   return {
     model: text("model"),
+    transformer: values.transformer as string | undefined,
     prompts,
     dtype,
     options: {
@@ -148,6 +158,7 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
     vaeSlicing: values["vae-slicing"] === true,
     out,
     json: values.json === true,
+    dryRun: values["dry-run"] === true,
     show: values.show === true,
     help: values.help === true,
   };
@@ -177,7 +188,7 @@ function helpText(): string {
 export interface InferenceTask extends InferenceFlags {
   /** How to load the model: shows a download's progress. */
   readonly load: FluxLoadOptions;
-  /** Turns on what the VAE was asked for; the time from the start to here counts as loading. */
+  /** Turns on what the VAE was asked for; ends a dry run. The time from the start to here counts as loading. */
   prepare(pipe: FluxPipeline): void;
   /** Writes the pictures and says what was made: a table, or JSON. */
   finish(pipe: FluxPipeline, result: FluxResult): Promise<void>;
@@ -205,7 +216,7 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
   const interrupt = new AbortController();
   Deno.addSignalListener("SIGINT", () => interrupt.abort(INTERRUPTED));
   const { signal } = interrupt;
-  const folder = flags.out.endsWith(".png") ? flags.out.replace(/[^/\\]*$/, "") : flags.out;
+  const folder = flags.dryRun ? "" : flags.out.endsWith(".png") ? flags.out.replace(/[^/\\]*$/, "") : flags.out;
   if (folder !== "") await makeFolder(folder);
 
   let download: ProgressBar | undefined;
@@ -215,6 +226,8 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
     ...flags,
     load: {
       dtype: flags.dtype,
+      transformer: flags.transformer,
+      weights: !flags.dryRun,
       signal,
       onProgress: ({ bytes, total }) => {
         download ??= new ProgressBar({ label: "Downloading", total, unit: "bytes" });
@@ -235,6 +248,10 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
       if (flags.vaeTiling) pipe.vae.enableTiling();
       if (flags.vaeSlicing) pipe.vae.enableSlicing();
       loaded = performance.now();
+      if (flags.dryRun) {
+        printPlan(pipe.plan(flags.prompts, flags.options), flags);
+        Deno.exit(0);
+      }
     },
     async finish(pipe, { images, seconds, numInferenceSteps }) {
       const paths = images.length === 1
@@ -273,6 +290,20 @@ const INTERRUPTED = new Error("Stopped.");
 
 function formatMilliseconds(seconds: number): string {
   return seconds < 1 ? `${(seconds * 1000).toFixed(1)} ms` : formatSeconds(seconds);
+}
+
+function printPlan({ models, bytes }: MemoryPlan, { json }: { json: boolean }): void {
+  if (json) return console.log(JSON.stringify({ models, bytes }));
+  const total = { part: "at most", parameters: "", weights: "", work: formatBytes(bytes) };
+  console.log(formatTable([
+    ...models.map(({ part, parameters, weightBytes, workBytes }) => ({
+      part,
+      parameters: `${(parameters / 1e6).toFixed(1)} M`,
+      weights: formatBytes(weightBytes),
+      work: formatBytes(workBytes),
+    })),
+    total,
+  ]));
 }
 
 /** Makes the folder of the results before hours are spent on them. */

@@ -36,8 +36,10 @@ export interface CallOptions {
 export interface CompiledInfo {
   /** How many kernels a call runs, besides what is computed only once. */
   readonly kernels: number;
-  /** The working memory of a call, in bytes. */
+  /** The most working memory of a call, in bytes; the first one gets the weights ready, too. */
   readonly arenaBytes: number;
+  /** What it keeps between calls, in bytes: weights as the kernels take them. */
+  readonly weightBytes: number;
   /** Milliseconds from the function's body to the program. */
   readonly milliseconds: number;
 }
@@ -131,12 +133,21 @@ function variantFrom<O>(
   },
 ): Variant<O> {
   const last = compiled.stages.at(-1)!;
+  const weights = compiled.stages.slice(1).flatMap(({ buffers }) =>
+    buffers.filter(({ external }) => external!.rate === RATE.constant)
+  );
+  const weightBytes = new Map(weights.map(({ external, size, dtype }) => [external!, size * byteSize(dtype)]));
   return {
     ...from,
     names: from.names as (keyof O & string)[],
     outputs: compiled.outputs,
     stages: compiled.stages,
-    info: { kernels: last.kernels, arenaBytes: last.arenaBytes, milliseconds: from.milliseconds },
+    info: {
+      kernels: last.kernels,
+      arenaBytes: Math.max(...compiled.stages.map(({ arenaBytes }) => arenaBytes)),
+      weightBytes: weightBytes.values().reduce((a, b) => a + b, 0),
+      milliseconds: from.milliseconds,
+    },
     kept: undefined,
     constants: undefined,
   };

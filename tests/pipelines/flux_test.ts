@@ -1,10 +1,18 @@
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { CheckpointError, ConfigError, DenoiseError, OutputError } from "../../lib/errors.ts";
 import { Image, settingsFromMetadata } from "../../lib/media/image.ts";
 import { maxAbsDifference, psnr } from "../../lib/media/metrics.ts";
+import { fluxBflRows } from "../../lib/models/flux_bfl.ts";
 import { type FluxOptions, FluxPipeline } from "../../lib/pipelines/flux.ts";
 import { toArray } from "../../lib/tensor/realize.ts";
-import { openSafetensors, readTensor } from "../../lib/tensor/safetensors.ts";
+import {
+  openSafetensors,
+  readTensor,
+  type SafetensorsFile,
+  type TensorToWrite,
+  writeSafetensors,
+} from "../../lib/tensor/safetensors.ts";
 import { tensor } from "../../lib/tensor/source.ts";
 
 const MODEL = "models/shapes-flux";
@@ -49,6 +57,33 @@ async function withFolder(test: (folder: string) => Promise<void>): Promise<void
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
+}
+
+async function copyInto(folder: string, path: string): Promise<void> {
+  await Deno.mkdir(`${folder}/${path.slice(0, path.lastIndexOf("/") + 1)}`, { recursive: true });
+  await Deno.copyFile(`${MODEL}/${path}`, `${folder}/${path}`);
+}
+
+/** A transformer's tensors under Black Forest Labs' names, where several parameters are rows of one. */
+function withBflNames(file: SafetensorsFile): TensorToWrite[] {
+  const { numAttentionHeads, attentionHeadDim } = pipe.transformer.config;
+  const parts = new Map<string, { start: number; rest: readonly number[]; bytes: Uint8Array }[]>();
+  for (const [name, { shape }] of file.tensors) {
+    const bytes = readTensor(file, name);
+    const [all = 1, ...rest] = shape;
+    let from = 0;
+    for (
+      const { name: target, start = 0, count = all } of fluxBflRows(name, shape, numAttentionHeads * attentionHeadDim)
+    ) {
+      const rows = bytes.subarray(from, from += count * bytes.length / all);
+      parts.set(target, [...parts.get(target) ?? [], { start, rest, bytes: rows }]);
+    }
+  }
+  return [...parts].map(([name, rows]) => {
+    const data = Buffer.concat(rows.sort((a, b) => a.start - b.start).map(({ bytes }) => bytes));
+    const { rest } = rows[0]!;
+    return { name, dtype: "BF16", shape: [data.length / 2 / rest.reduce((a, b) => a * b, 1), ...rest], data };
+  });
 }
 
 Deno.test("a picture equals diffusers': embeddings, noise, the first step, the pixels", async () => {
@@ -301,12 +336,55 @@ Deno.test("a part that is not needed is not loaded", async () => {
       await Deno.symlink(await Deno.realPath(`${MODEL}/${part}`), `${folder}/${part}`);
     }
     await assert.rejects(FluxPipeline.load(folder), DenoiseError);
-    const half = await FluxPipeline.load(folder, { components: ["transformer", "vae"] });
+    const half = await FluxPipeline.load(folder, { textEncoders: false });
     assert.equal(half.textEncoder, undefined);
     await assert.rejects(half(PROMPT, QUICK), { name: "TypeError", message: /without its text encoders/ });
     const { promptEmbeds, pooledPromptEmbeds } = await pipe.encodePrompt(PROMPT, QUICK);
     const { images } = await half(undefined, { ...QUICK, promptEmbeds, pooledPromptEmbeds });
     assert.deepEqual(images[0]!.data, (await pipe(PROMPT, QUICK)).images[0]!.data);
+  });
+});
+
+Deno.test("a plan needs no weights, and grows with the picture and the batch", async () => {
+  await withFolder(async (folder) => {
+    for (const file of ["model_index.json", "scheduler/scheduler_config.json"]) await copyInto(folder, file);
+    for (const part of ["transformer", "vae", "text_encoder", "text_encoder_2"]) {
+      await copyInto(folder, `${part}/config.json`);
+    }
+    for (const part of ["tokenizer", "tokenizer_2"]) {
+      await Deno.symlink(await Deno.realPath(`${MODEL}/${part}`), `${folder}/${part}`);
+    }
+    const empty = await FluxPipeline.load(folder, { weights: false });
+    const plan = empty.plan(PROMPT, { height: 128, width: 128 });
+    assert.deepEqual(plan, pipe.plan(PROMPT, { height: 128, width: 128 }));
+    assert.deepEqual(plan.models.map(({ part }) => part), ["text_encoder", "text_encoder_2", "transformer", "vae"]);
+    for (const { part, parameters, weightBytes } of plan.models) {
+      // Half a picture's VAE is its encoder, and tables of embeddings stay as they are in the checkpoint.
+      const least = part === "vae" ? 0.25 : 0.6;
+      assert.ok(weightBytes > least * 4 * parameters && weightBytes < 1.3 * 4 * parameters, `${part}: ${weightBytes}`);
+    }
+    const work = (options: FluxOptions) => Math.max(...empty.plan(PROMPT, options).models.map((m) => m.workBytes));
+    assert.ok(work({ height: 256, width: 256 }) > 3 * work({ height: 128, width: 128 }));
+    assert.ok(work({ numImagesPerPrompt: 4 }) > 3 * work({}));
+    const large = { height: 256, width: 256 };
+    const guided = empty.plan(PROMPT, { ...large, trueCfgScale: 4, negativePrompt: "" });
+    assert.ok(guided.models[2]!.workBytes > 1.5 * empty.plan(PROMPT, large).models[2]!.workBytes);
+    const half = await FluxPipeline.load(folder, { weights: false, dtype: "bf16" });
+    assert.ok(half.plan(PROMPT).bytes < 0.6 * plan.bytes);
+    await assert.rejects(empty(PROMPT, QUICK), { name: "NativeError", message: /has no values/ });
+  });
+});
+
+Deno.test("another transformer takes the place of the model's, by diffusers' names or Black Forest Labs'", async () => {
+  const own = `${MODEL}/transformer/diffusion_pytorch_model.safetensors`;
+  const same = await FluxPipeline.load(MODEL, { transformer: own });
+  assert.deepEqual((await same(PROMPT, QUICK)).images[0]!.data, (await pipe(PROMPT, QUICK)).images[0]!.data);
+  await assert.rejects(FluxPipeline.load(MODEL, { transformer: "nowhere.safetensors" }), CheckpointError);
+  await withFolder(async (folder) => {
+    const transformer = `${folder}/bfl.safetensors`;
+    await writeSafetensors(transformer, withBflNames(openSafetensors(own)));
+    const renamed = await FluxPipeline.load(MODEL, { transformer });
+    assert.deepEqual((await renamed(PROMPT, QUICK)).images[0]!.data, (await pipe(PROMPT, QUICK)).images[0]!.data);
   });
 });
 

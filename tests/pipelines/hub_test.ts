@@ -237,6 +237,20 @@ Deno.test("components are downloaded as they are needed", async () => {
   });
 });
 
+Deno.test("configurations are downloaded without weights", async () => {
+  await withHub(async (_, options) => {
+    const folder = await resolveModel("org/name", { ...options, weights: [] });
+    const files = (await filesIn(folder)).filter((name) => !name.startsWith(".absent/"));
+    ok(files.includes("transformer/config.json") && files.includes("vae/config.json"), `${files}`);
+    deepStrictEqual(files.filter((name) => name.endsWith(".safetensors")), []);
+    await resolveModel("org/name", { ...options, weights: [], offline: true });
+    await rejects(resolveModel("org/name", { ...options, offline: true }), fails(HubError, /offline/));
+    await resolveModel("org/name", { ...options, weights: ["vae"] });
+    const weights = (await filesIn(folder)).filter((name) => name.endsWith(".safetensors"));
+    deepStrictEqual(weights, ["vae/diffusion_pytorch_model.safetensors"]);
+  });
+});
+
 Deno.test("a download that is cut off goes on where it was", async () => {
   await withHub(async (hub, options) => {
     const ranges: [string | null, string | null][] = [];

@@ -163,3 +163,24 @@ for (
     });
   });
 }
+
+Deno.test("the task has the recipe's permissions", async () => {
+  const { tasks } = JSON.parse(await Deno.readTextFile("deno.json"));
+  const command: string = tasks.demo.command;
+  assert.ok(command.endsWith(` && deno run ${PERMISSIONS.join(" ")} ${RECIPE}`), command);
+});
+
+Deno.test("a dry run says how much memory it takes, and makes nothing", async () => {
+  await withFolder(async (folder) => {
+    const out = `${folder}/new/star.png`;
+    const table = await run("--dry-run", "--out", out);
+    assert.equal(table.code, 0, table.stderr);
+    for (const word of ["part", "weights", "work", "transformer", "vae", "at most"]) {
+      assert.ok(table.stdout.includes(word), word);
+    }
+    const { models, bytes } = JSON.parse((await run("--dry-run", "--json", "--out", out)).stdout);
+    assert.equal(models.length, 4);
+    assert.ok(bytes > 3e7 && bytes < 3e8, `${bytes}`);
+    await assert.rejects(Deno.stat(`${folder}/new`), Deno.errors.NotFound);
+  });
+});
