@@ -25,6 +25,7 @@ export const SYMBOLS = {
     "nonblocking": false,
   },
   "denoise_free": { "parameters": ["u32", "buffer", "usize"], "result": "u32", "nonblocking": false },
+  "denoise_peak_memory": { "parameters": [], "result": "f64", "nonblocking": false },
   "denoise_program_load": {
     "parameters": ["buffer", "usize", "buffer", "usize"],
     "result": "u32",

@@ -4,8 +4,6 @@
  * @module
  */
 
-import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { NativeError } from "../lib/errors.ts";
 import { schemaHash } from "../lib/graph/schema.ts";
@@ -48,12 +46,10 @@ export function builtLibrary(): string {
  * @param path The file.
  * @returns The hash in hexadecimal; `undefined` where there is no such file.
  */
-export function libraryHash(path: string): string | undefined {
-  try {
-    return createHash("sha256").update(readFileSync(path)).digest("hex");
-  } catch {
-    return undefined;
-  }
+export async function libraryHash(path: string): Promise<string | undefined> {
+  const bytes = await unlessMissing(Deno.readFile(path));
+  // Not of node:crypto, which takes longer to load than the hash to compute.
+  return bytes && new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }
 
 /**
@@ -62,10 +58,20 @@ export function libraryHash(path: string): string | undefined {
  * @param path The library.
  * @returns The record; `undefined` where there is none.
  */
-export function recordedHash(path: string): BuildRecord | undefined {
+export async function buildRecord(path: string): Promise<BuildRecord | undefined> {
+  const text = await unlessMissing(Deno.readTextFile(`${path}.json`));
   try {
-    return JSON.parse(readFileSync(`${path}.json`, "utf8")) as BuildRecord;
+    return text === undefined ? undefined : JSON.parse(text) as BuildRecord;
   } catch {
+    return undefined;
+  }
+}
+
+async function unlessMissing<T>(reading: Promise<T>): Promise<T | undefined> {
+  try {
+    return await reading;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
     return undefined;
   }
 }
@@ -80,15 +86,35 @@ export interface Description {
   levels: string[];
 }
 
-let opened: { symbols: Symbols; description: Description } | undefined;
+/** An open library: its functions and what it says of itself. */
+export interface Library {
+  /** Its functions. */
+  readonly symbols: Symbols;
+  /** What it says of itself. */
+  readonly description: Description;
+}
+
+let opening: Promise<Library> | undefined;
+let opened: Library | undefined;
 
 /**
  * Opens the library once: the one named in `DENOISE_LIBRARY`, else the one that was built here.
  *
- * @returns Its functions and what it says of itself.
+ * @returns The library.
  */
-export function library(): { symbols: Symbols; description: Description } {
-  return opened ??= openLibrary(environment("DENOISE_LIBRARY") ?? builtLibrary());
+export async function loadLibrary(): Promise<Library> {
+  opening ??= openLibrary(environment("DENOISE_LIBRARY") ?? builtLibrary());
+  return opened = await opening;
+}
+
+/**
+ * The library, which a device has opened before there is anything to call it for.
+ *
+ * @returns The library.
+ */
+export function library(): Library {
+  if (!opened) throw new TypeError("Cannot call the native library before a device is open: await Device.open()");
+  return opened;
 }
 
 /**
@@ -97,12 +123,11 @@ export function library(): { symbols: Symbols; description: Description } {
  * @param path The library.
  * @returns Its functions and what it says of itself.
  */
-export function openLibrary(path: string): { symbols: Symbols; description: Description } {
-  const hash = libraryHash(path);
+export async function openLibrary(path: string): Promise<Library> {
+  const [hash, record] = await Promise.all([libraryHash(path), buildRecord(path)]);
   if (hash === undefined) {
     throw new NativeError("missing", `There is no native library at ${path}: run \`deno task build\``, { file: path });
   }
-  const record = recordedHash(path);
   if (record?.library !== hash) {
     throw new NativeError(
       "corrupt",

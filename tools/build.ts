@@ -5,7 +5,7 @@
  */
 
 import { createHash } from "node:crypto";
-import { builtLibrary, libraryHash, recordedHash } from "../ffi/library.ts";
+import { buildRecord, builtLibrary, libraryHash } from "../ffi/library.ts";
 
 const kernels = new URL("../kernels/", import.meta.url);
 
@@ -40,12 +40,15 @@ async function build(): Promise<void> {
 
 const library = builtLibrary();
 const wanted = await sources();
-const recorded = recordedHash(library);
-const fresh = recorded?.sources === wanted && recorded.library === libraryHash(library);
+const recorded = await buildRecord(library);
+const fresh = recorded?.sources === wanted && recorded.library === await libraryHash(library);
 if (!fresh) {
   console.error("Building the native library; this happens once.");
   await build();
   const stamp = `${library}.json`;
-  await Deno.writeTextFile(`${stamp}.partial`, JSON.stringify({ sources: wanted, library: libraryHash(library) }));
+  await Deno.writeTextFile(
+    `${stamp}.partial`,
+    JSON.stringify({ sources: wanted, library: await libraryHash(library) }),
+  );
   await Deno.rename(`${stamp}.partial`, stamp);
 }

@@ -421,7 +421,7 @@ async function checkAll(
     const shown = Number.isInteger(error) ? String(error) : error.toPrecision(3);
     console.log(`${passed ? "passed " : "FAILED "}  ${where}: ${measure} ${shown}${note ? ` (${note})` : ""}`);
   };
-  const available = Device.levels();
+  const available = await Device.levels();
   for await (const folder of foldersBelow(root)) {
     const checker = CHECKERS[folder.kind];
     if (!checker) {
@@ -435,7 +435,7 @@ async function checkAll(
         report(folder.name, { name: folder.kind, ...name, skipped: "a level that this CPU lacks" });
         continue;
       }
-      using device = Device.open({ level });
+      using device = await Device.open({ level });
       const run: Run = { device, tensors: [], texts: [] };
       try {
         for await (const outcome of checker.check(folder, run)) report(folder.name, { ...outcome, ...name });

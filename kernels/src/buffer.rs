@@ -1,27 +1,47 @@
 //! Buffers: memory of the library's own, or a part of a mapped file.
 
 use crate::error::{Code, Error, Result};
-use memmap2::Mmap;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use memmap2::{Mmap, MmapMut};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
-const ALIGN: usize = 64;
-
 /// What a program may read, and, where it is not a file, write.
 pub enum Buffer {
-    /// Zeroed memory, aligned to 64 bytes.
+    /// Zeroed memory.
     Owned(Owned),
     /// Bytes of a file; never written.
     Mapped(Arc<Mmap>, usize, usize),
 }
 
-/// Memory that frees itself.
+/// Zeroed memory, aligned to 64 bytes, that frees itself.
 pub struct Owned {
     ptr: *mut u8,
     len: usize,
+    _memory: Memory,
 }
+
+enum Memory {
+    Small {
+        _lines: Box<[Line]>,
+    },
+    /// Pages that the system zeroes when they are first touched, by the thread that touches them.
+    Large {
+        _pages: MmapMut,
+    },
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line {
+    _bytes: [u8; 64],
+}
+
+/// What is worth pages of its own.
+const LARGE: usize = 1 << 16;
+/// What is worth huge pages, of 2 MiB mostly.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 1 << 22;
 
 // Runs are serialized by the device's lock; reads and writes from the host are bounded copies.
 unsafe impl Send for Owned {}
@@ -30,21 +50,23 @@ unsafe impl Sync for Owned {}
 impl Owned {
     /// Zeroed memory of a length.
     pub fn new(len: usize) -> Result<Self> {
-        let failed = || Error::new(Code::OutOfMemory, format!("Cannot allocate {len} bytes"));
-        let layout = Layout::from_size_align(len.max(1), ALIGN).map_err(|_| failed())?;
-        let ptr = unsafe { alloc_zeroed(layout) };
-        if ptr.is_null() { Err(failed()) } else { Ok(Self { ptr, len }) }
+        if len < LARGE {
+            let mut lines = vec![Line { _bytes: [0; 64] }; len.div_ceil(64)].into_boxed_slice();
+            return Ok(Self { ptr: lines.as_mut_ptr() as *mut u8, len, _memory: Memory::Small { _lines: lines } });
+        }
+        let mut pages = MmapMut::map_anon(len)
+            .map_err(|e| Error::new(Code::OutOfMemory, format!("Cannot allocate {len} bytes: {e}")))?;
+        // Fewer, larger pages where there is room for them; without, it works as well.
+        #[cfg(target_os = "linux")]
+        if len >= HUGE {
+            let _ = pages.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self { ptr: pages.as_mut_ptr(), len, _memory: Memory::Large { _pages: pages } })
     }
 
     /// The first byte.
     pub fn ptr(&self) -> *mut u8 {
         self.ptr
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        unsafe { dealloc(self.ptr, Layout::from_size_align_unchecked(self.len.max(1), ALIGN)) };
     }
 }
 

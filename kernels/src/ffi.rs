@@ -72,6 +72,23 @@ fn denoise_describe(out: &mut [u8]) -> u32 {
     len as u32
 }
 
+/// The most memory that the process has had, in bytes; 0 where the system does not say.
+#[deno_bindgen]
+fn denoise_peak_memory() -> f64 {
+    #[cfg(unix)]
+    {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        let peak = match unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) } {
+            0 => unsafe { usage.assume_init() }.ru_maxrss as f64,
+            _ => 0.0,
+        };
+        // Darwin counts bytes, the others kilobytes.
+        if cfg!(target_vendor = "apple") { peak } else { 1024.0 * peak }
+    }
+    #[cfg(not(unix))]
+    0.0
+}
+
 /// Opens a device of a level (empty: the best) with a number of threads (0: all).
 #[deno_bindgen]
 fn denoise_device_open(level: &mut [u8], threads: u32, error: &mut [u8]) -> u32 {

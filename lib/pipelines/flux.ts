@@ -282,15 +282,17 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   }
   const has = (part: string) => textEncoders && index.parts.has(part);
   const schedulerFile = `${folder}/scheduler/scheduler_config.json`;
-  const [transformer, vae, textEncoder, textEncoder2, tokenizer, tokenizer2, schedulerConfig] = await Promise.all([
-    FluxTransformer2DModel.load(`${folder}/transformer`, { weights, checkpoint }),
-    AutoencoderKL.load(`${folder}/vae`, { weights }),
-    has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`, { weights }) : undefined,
-    has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`, { weights }) : undefined,
-    has("text_encoder") ? Tokenizer.load(`${folder}/tokenizer`) : undefined,
-    has("text_encoder_2") ? Tokenizer.load(`${folder}/tokenizer_2`) : undefined,
-    readConfig(schedulerFile),
-  ]);
+  const [opened, transformer, vae, textEncoder, textEncoder2, tokenizer, tokenizer2, schedulerConfig] = await Promise
+    .all([
+      device instanceof Device ? device : Device.default(),
+      FluxTransformer2DModel.load(`${folder}/transformer`, { weights, checkpoint }),
+      AutoencoderKL.load(`${folder}/vae`, { weights }),
+      has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`, { weights }) : undefined,
+      has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`, { weights }) : undefined,
+      has("text_encoder") ? Tokenizer.load(`${folder}/tokenizer`) : undefined,
+      has("text_encoder_2") ? Tokenizer.load(`${folder}/tokenizer_2`) : undefined,
+      readConfig(schedulerFile),
+    ]);
   const scheduler = FlowMatchEulerDiscreteScheduler.fromConfig(schedulerConfig, { file: schedulerFile });
   if (scheduler.config.stochasticSampling) {
     throw new ConfigError(
@@ -301,7 +303,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   for (const part of [transformer, vae, textEncoder, textEncoder2]) if (part) part.dtype = dtype;
   const parts: Parts = {
     model,
-    device: device instanceof Device ? device : Device.default(),
+    device: opened,
     dtype,
     transformer,
     vae,

@@ -4,9 +4,8 @@
  * @module
  */
 
-import process from "node:process";
 import { environment } from "../../ffi/environment.ts";
-import { library } from "../../ffi/library.ts";
+import { library, loadLibrary } from "../../ffi/library.ts";
 import { NativeBuffer, NativeDevice } from "../../ffi/native.ts";
 import { NativeError } from "../errors.ts";
 import { byteSize } from "../graph/dtypes.ts";
@@ -21,7 +20,7 @@ export interface DeviceOptions {
   threads?: number | undefined;
 }
 
-let defaultDevice: Device | undefined;
+let defaultDevice: Promise<Device> | undefined;
 
 /** A CPU, at one instruction level, with its threads. */
 export class Device implements Disposable {
@@ -38,23 +37,27 @@ export class Device implements Disposable {
   }
 
   /** Opens a device; an unknown level, or one that this CPU lacks, is an error. */
-  static open(options: DeviceOptions = {}): Device {
+  static async open(options: DeviceOptions = {}): Promise<Device> {
+    await loadLibrary();
     return new Device(options);
   }
 
   /** The device of all who name none: the level in `DENOISE_LEVEL` or else the best, all threads. Opened once. */
-  static default(): Device {
-    return defaultDevice ??= new Device({ level: environment("DENOISE_LEVEL") });
+  static async default(): Promise<Device> {
+    return await (defaultDevice ??= Device.open({ level: environment("DENOISE_LEVEL") }));
   }
 
   /** The levels that this CPU has, the lowest first. */
-  static levels(): readonly string[] {
-    return library().description.levels;
+  static async levels(): Promise<readonly string[]> {
+    return (await loadLibrary()).description.levels;
   }
 
-  /** The most memory that the process has had, in bytes: buffers, mapped files that were read, and Deno itself. */
+  /**
+   * The most memory that the process has had, in bytes: buffers, mapped files that were read, and Deno itself. 0 where
+   * the system does not say.
+   */
   peakMemory(): number {
-    return 1024 * process.resourceUsage().maxRSS;
+    return library().symbols.denoise_peak_memory();
   }
 
   /**

@@ -90,12 +90,13 @@ export function compileFunction<I extends Record<string, Tensor>, O extends Reco
     return variant;
   };
   return {
-    run: (inputs, call = {}) => runVariant(variantOf(inputs), inputs, { ...call, device: deviceOf(options) }),
+    run: async (inputs, call = {}) => {
+      const device = options.device ?? await Device.default();
+      return await runVariant(variantOf(inputs), inputs, { ...call, device });
+    },
     inspect: (inputs) => variantOf(inputs).info,
   };
 }
-
-const deviceOf = (options: { device?: Device | undefined }) => options.device ?? Device.default();
 
 function compileVariant<I extends Record<string, Tensor>, O extends Record<string, Tensor>>(
   fn: (inputs: I) => O,

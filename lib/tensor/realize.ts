@@ -32,6 +32,6 @@ export async function realize(tensors: readonly Tensor[], options: { device?: De
  */
 export async function toArray<D extends Dtype>(t: Tensor, options: { device?: Device } = {}): Promise<ArrayOf[D]> {
   const [value] = t.node.op === "leaf" ? [t] : await realize([t], options);
-  const device = options.device ?? Device.default();
+  const device = options.device ?? await Device.default();
   return arrayOf(device.bufferOf(value!.node).read(), t.dtype as D);
 }

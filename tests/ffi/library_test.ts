@@ -7,23 +7,23 @@ import { NativeError } from "../../lib/errors.ts";
 async function withCopy(
   change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer>,
   options: { recorded: boolean },
-  body: (path: string) => void,
+  body: (path: string) => void | Promise<void>,
 ): Promise<void> {
   const folder = await Deno.makeTempDir();
   try {
     const original = builtLibrary();
     const path = `${folder}/library.so`;
     await Deno.writeFile(path, change(await Deno.readFile(original)));
-    const library = libraryHash(options.recorded ? path : original);
+    const library = await libraryHash(options.recorded ? path : original);
     await Deno.writeTextFile(`${path}.json`, JSON.stringify({ sources: "", library }));
-    body(path);
+    await body(path);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
 }
 
 const fails = (path: string, code: string, message: RegExp) =>
-  assert.throws(() => openLibrary(path), (e) => {
+  assert.rejects(openLibrary(path), (e) => {
     assert.ok(e instanceof NativeError);
     assert.equal(e.code, code);
     assert.match(e.message, message);
@@ -32,15 +32,15 @@ const fails = (path: string, code: string, message: RegExp) =>
   });
 
 Deno.test("a truncated library is found by its hash before it is opened", async () => {
-  await withCopy((bytes) => bytes.slice(0, bytes.length >> 1), { recorded: false }, (path) => {
-    fails(path, "corrupt", /is not the one that was built/);
+  await withCopy((bytes) => bytes.slice(0, bytes.length >> 1), { recorded: false }, async (path) => {
+    await fails(path, "corrupt", /is not the one that was built/);
   });
 });
 
 Deno.test("a library without a record is refused", async () => {
-  await withCopy((bytes) => bytes, { recorded: true }, (path) => {
+  await withCopy((bytes) => bytes, { recorded: true }, async (path) => {
     Deno.removeSync(`${path}.json`);
-    fails(path, "corrupt", /recorded none/);
+    await fails(path, "corrupt", /recorded none/);
   });
 });
 
@@ -66,9 +66,9 @@ Deno.test("a library of another schema is refused", async () => {
 });
 
 Deno.test("a file that is no library, and none at all, are refused", async () => {
-  await withCopy(() => new TextEncoder().encode("no library"), { recorded: true }, (path) => {
-    fails(path, "unusable", /Cannot open/);
+  await withCopy(() => new TextEncoder().encode("no library"), { recorded: true }, async (path) => {
+    await fails(path, "unusable", /Cannot open/);
     Deno.removeSync(path);
-    fails(path, "missing", /There is no native library/);
+    await fails(path, "missing", /There is no native library/);
   });
 });

@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
-import { library } from "../../ffi/library.ts";
+import { loadLibrary } from "../../ffi/library.ts";
 import { NativeBuffer, NativeDevice, NativeProgram, runProgram } from "../../ffi/native.ts";
 import { NativeError } from "../../lib/errors.ts";
 import { compileGraph } from "../../lib/graph/compile.ts";
 import { byteSize } from "../../lib/graph/dtypes.ts";
 import { argument, fluxGraph } from "../graph/graphs.ts";
+
+const { symbols } = await loadLibrary();
 
 const code = (wanted: string) => (e: unknown) => {
   assert.ok(e instanceof NativeError, String(e));
@@ -20,7 +22,6 @@ function smallProgram(): { bytes: Uint8Array<ArrayBuffer>; buffers: NativeBuffer
 }
 
 Deno.test("handles that are stale, foreign or invented are errors", () => {
-  const { symbols } = library();
   using buffer = NativeBuffer.create(64);
   using device = new NativeDevice({ threads: 1 });
   const error = new Uint8Array(256);

@@ -139,11 +139,11 @@ async function runGraph(outputs: readonly Node[], leaves: ReadonlyMap<Node, Nati
 Deno.test("a graph computes the same before and after all rewrites, on every level", async () => {
   const recorded = fluxGraph({ dim: 64, heads: 2, double: 2, single: 2, text: 5, image: 9 });
   const leaves = leafValues(recorded);
-  using reference = Device.open({ level: "reference", threads: 1 });
+  using reference = await Device.open({ level: "reference", threads: 1 });
   const [plain] = await runGraph(rewrite(recorded, LEGALIZE).outputs, leaves, reference);
   assert.ok(plain!.every(Number.isFinite));
-  for (const level of Device.levels()) {
-    using device = Device.open({ level });
+  for (const level of await Device.levels()) {
+    using device = await Device.open({ level });
     const { outputs, stages } = compileGraph(recorded);
     const known = new Map<Node, NativeBuffer>(leaves);
     for (const stage of stages) {
