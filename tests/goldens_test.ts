@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { openSafetensors, readTensor, writeSafetensors } from "../lib/tensor/safetensors.ts";
+import { withFolder } from "./folder.ts";
 
 async function goldens(...args: string[]): Promise<{ code: number; lines: string[]; stderr: string }> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
@@ -8,15 +9,6 @@ async function goldens(...args: string[]): Promise<{ code: number; lines: string
   }).output();
   const text = new TextDecoder();
   return { code, lines: text.decode(stdout).trim().split("\n"), stderr: text.decode(stderr) };
-}
-
-async function withFolder(test: (folder: string) => Promise<void>): Promise<void> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await test(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
 }
 
 Deno.test("every golden of the fixtures is reproduced on every level, and dumped under its own keys", async () => {

@@ -3,18 +3,9 @@ import { DenoiseError, OutputError } from "../../lib/errors.ts";
 import { Image, settingsFromMetadata, settingsToMetadata } from "../../lib/media/image.ts";
 import { decodePng } from "../../lib/media/png.ts";
 import { openSafetensors, readTensor } from "../../lib/tensor/safetensors.ts";
+import { withFolder } from "../folder.ts";
 
 const FIXTURES = new URL("../fixtures/shapes-flux/", import.meta.url);
-
-async function inFolder(test: (folder: string) => Promise<void>): Promise<void> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await test(folder);
-  } finally {
-    await Deno.chmod(folder, 0o700).catch(() => {});
-    await Deno.remove(folder, { recursive: true });
-  }
-}
 
 const red = () =>
   new Image({ width: 2, height: 1, data: Uint8Array.of(255, 0, 0, 255, 0, 0), metadata: { prompt: "北 red" } });
@@ -45,7 +36,7 @@ Deno.test("fromValues reads both orders of the axes", () => {
 });
 
 Deno.test("a picture is saved with its metadata and opened again", async () => {
-  await inFolder(async (folder) => {
+  await withFolder(async (folder) => {
     await red().save(`${folder}/red.png`);
     deepStrictEqual(await Image.open(`${folder}/red.png`), red());
     await red().save(new URL(`file://${folder}/a%20b.PNG`));
@@ -65,7 +56,7 @@ Deno.test("diffusers' own pictures open to the values that it gave", async () =>
 });
 
 Deno.test("a picture that cannot be written is an OutputError with a remedy, and leaves no file", async () => {
-  await inFolder(async (folder) => {
+  await withFolder(async (folder) => {
     await rejects(red().save(`${folder}/none/red.png`), (error) => {
       ok(error instanceof OutputError, `${error}`);
       strictEqual(error.file, `${folder}/none/red.png`);
@@ -91,7 +82,7 @@ Deno.test({
   name: "a folder without permission is an OutputError",
   ignore: Deno.uid() === null || Deno.uid() === 0, // root writes everywhere
   fn: () =>
-    inFolder(async (folder) => {
+    withFolder(async (folder) => {
       await Deno.chmod(folder, 0o500);
       await rejects(red().save(`${folder}/red.png`), { name: "OutputError", message: /permissions/ });
     }),
@@ -110,7 +101,7 @@ Deno.test("what cannot be opened is a DenoiseError with a remedy", async () => {
     ok(/check the path$/.test(error.message), error.message);
     return true;
   });
-  await inFolder(async (folder) => {
+  await withFolder(async (folder) => {
     await Deno.writeTextFile(`${folder}/text.png`, "not a picture");
     await rejects(Image.open(`${folder}/text.png`), { name: "DenoiseError", message: /text.png as a PNG/ });
   });

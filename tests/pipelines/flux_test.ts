@@ -14,6 +14,7 @@ import {
   writeSafetensors,
 } from "../../lib/tensor/safetensors.ts";
 import { tensor } from "../../lib/tensor/source.ts";
+import { withFolder } from "../folder.ts";
 
 const MODEL = "models/shapes-flux";
 const pipe = await FluxPipeline.load(MODEL);
@@ -48,15 +49,6 @@ interface PipelineCase {
   width: number;
   max_sequence_length: number;
   num_images_per_prompt?: number;
-}
-
-async function withFolder(test: (folder: string) => Promise<void>): Promise<void> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await test(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
 }
 
 async function copyInto(folder: string, path: string): Promise<void> {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { Image } from "../../lib/media/image.ts";
 import { parseInferenceFlags } from "../../lib/pipelines/recipe.ts";
+import { withFolder } from "../folder.ts";
 
 const RECIPE = "recipes/inference.ts";
 /** The recipe's own permissions, from its first line. */
@@ -16,15 +17,6 @@ async function run(...args: string[]): Promise<{ code: number; stdout: string; s
   }).output();
   const text = new TextDecoder();
   return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
-}
-
-async function withFolder(test: (folder: string) => Promise<void>): Promise<void> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await test(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
 }
 
 Deno.test("the recipe writes a picture under its own permissions, and says so in JSON", async () => {

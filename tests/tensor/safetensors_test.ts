@@ -10,6 +10,7 @@ import {
   type TensorToWrite,
   writeSafetensors,
 } from "../../lib/tensor/safetensors.ts";
+import { withFolder } from "../folder.ts";
 
 const encoder = new TextEncoder();
 
@@ -40,15 +41,6 @@ function assertRefused(file: Uint8Array, message: RegExp, key?: string, fileSize
     ok(error.message.length < 600, error.message);
     return true;
   });
-}
-
-async function inFolder(test: (folder: string) => void | Promise<void>): Promise<void> {
-  const folder = await Deno.makeTempDir();
-  try {
-    await test(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
 }
 
 const U8 = (begin: number, end: number) => ({ dtype: "U8", shape: [end - begin], data_offsets: [begin, end] });
@@ -254,7 +246,7 @@ Deno.test("parseHeader takes linear time and bounded memory, whatever the header
 });
 
 Deno.test("openSafetensors reads a header longer than its first read, and readTensor what lies behind it", async () => {
-  await inFolder(async (folder) => {
+  await withFolder(async (folder) => {
     const path = `${folder}/long.safetensors`;
     const metadata = { note: "n".repeat(300_000) };
     const data = Uint8Array.of(1, 2, 3, 4);
@@ -291,7 +283,7 @@ Deno.test("openSafetensors and readTensor name what is not there", async () => {
     message: /tests\/no\.safetensors.*check the path/,
   });
   throws(() => openSafetensors("tests"), { name: "CheckpointError", message: /it is not a file/ });
-  await inFolder((folder) => {
+  await withFolder((folder) => {
     const path = `${folder}/x.safetensors`;
     Deno.writeFileSync(path, makeFile({ t: U8(0, 4) }, 4));
     const file = openSafetensors(path);
@@ -332,7 +324,7 @@ Deno.test("openCheckpoint opens a folder, a file and an index", async () => {
   });
   throws(() => openCheckpoint("tests/nowhere"), { name: "CheckpointError", file: "tests/nowhere" });
 
-  await inFolder((folder) => {
+  await withFolder((folder) => {
     const index = makeShards(folder, { a: ONE, b: TWO, c: ONE }, { [ONE]: ["a", "c", "unlisted"], [TWO]: ["b"] });
     for (const path of [folder, index]) {
       const checkpoint = openCheckpoint(path, "model");
@@ -361,7 +353,7 @@ Deno.test("openCheckpoint refuses an index that its shards do not keep", async (
     ['{"weight_map":{"a":', {}, /index is broken at character 19/, "weight_map"],
   ];
   for (const [weightMap, shards, message, key] of refused) {
-    await inFolder((folder) => {
+    await withFolder((folder) => {
       const index = makeShards(folder, weightMap, shards);
       throws(() => openCheckpoint(index), (error) => {
         ok(error instanceof CheckpointError, `${error}`);
@@ -375,7 +367,7 @@ Deno.test("openCheckpoint refuses an index that its shards do not keep", async (
 });
 
 Deno.test("writeSafetensors gives back what it took, aligned, largest elements first", async () => {
-  await inFolder(async (folder) => {
+  await withFolder(async (folder) => {
     const dtypes = Object.keys(byteSize) as SafetensorsDtype[];
     const tensors: TensorToWrite[] = dtypes.flatMap((dtype, i) =>
       [[3], [], [2, 0], [1, 5, 3]].map((shape, j) => {
@@ -415,7 +407,7 @@ Deno.test("writeSafetensors gives back what it took, aligned, largest elements f
 });
 
 Deno.test("writeSafetensors leaves no part of a file that failed, and the earlier file whole", async () => {
-  await inFolder(async (folder) => {
+  await withFolder(async (folder) => {
     const path = `${folder}/x.safetensors`;
     const good: TensorToWrite = { name: "a", dtype: "U8", shape: [2], data: Uint8Array.of(1, 2) };
     await writeSafetensors(path, [good]);
