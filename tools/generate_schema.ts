@@ -9,16 +9,18 @@ import { DTYPES } from "../lib/graph/dtypes.ts";
 import {
   ACTIVATION,
   BINARY,
+  FORMAT,
   KERNELS,
   type KernelSpec,
   MAX_RANK,
   REDUCE,
+  ROWS,
   schemaHash,
   UNARY,
 } from "../lib/graph/schema.ts";
 
 const pascal = (name: string) => name.replace(/(?:^|_)([a-z])/g, (_, letter: string) => letter.toUpperCase());
-const variant = (name: string) => /^[a-z]+\d+$/.test(name) ? name.toUpperCase() : pascal(name);
+const variant = (name: string) => /^(?:b?f|[iu])\d+$/.test(name) ? name.toUpperCase() : pascal(name);
 const snake = (name: string) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 
 function enumeration(name: string, doc: string, codes: Record<string, number>): string {
@@ -76,6 +78,8 @@ ${enumeration("Unary", "An element-wise function of one operand.", UNARY)}
 ${enumeration("Activation", "An activation fused into another kernel.", ACTIVATION)}
 ${enumeration("Binary", "An element-wise function of two operands.", BINARY)}
 ${enumeration("Reduce", "A reduction of the last axis.", REDUCE)}
+${enumeration("Format", "How a quantized weight is stored.", FORMAT)}
+${enumeration("Rows", "How rows of activations are quantized at run time.", ROWS)}
 ${enumeration("Op", "A kernel.", Object.fromEntries(kernels.map(([k, v]) => [k, v.code])))}
 /// What strides a kernel takes for an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +109,10 @@ pub enum Param {
     Binary,
     /// A code of [\`Reduce\`].
     Reduce,
+    /// A code of [\`Format\`].
+    Format,
+    /// A code of [\`Rows\`].
+    Rows,
 }
 
 /// One operand's name, whether it may be absent, and its layout.

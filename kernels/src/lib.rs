@@ -12,6 +12,7 @@ pub mod level;
 pub mod ops;
 pub mod pool;
 pub mod program;
+pub mod quant;
 pub mod rows;
 pub mod schema;
 pub mod simd;

@@ -3,7 +3,9 @@
 
 use crate::error::{Code, Error, Result};
 use crate::ops::{Args, kernel};
-use crate::schema::{Activation, Binary, DType, Layout, Op, Param, Reduce, SCHEMA_HASH, SPECS, Spec, Unary};
+use crate::schema::{
+    Activation, Binary, DType, Format, Layout, Op, Param, Reduce, Rows, SCHEMA_HASH, SPECS, Spec, Unary,
+};
 use crate::view::{MAX_RANK, View};
 
 /// The first word: `DNSE`.
@@ -263,6 +265,8 @@ fn parse_params(words: &mut Words, spec: &Spec) -> Result<Vec<u32>> {
             Param::Activation => Activation::from_code(word).is_some(),
             Param::Binary => Binary::from_code(word).is_some(),
             Param::Reduce => Reduce::from_code(word).is_some(),
+            Param::Format => Format::from_code(word).is_some(),
+            Param::Rows => Rows::from_code(word).is_some(),
         };
         if !known {
             return Err(bad(format!("{} has no {name} {word}", spec.name)));

@@ -3,7 +3,7 @@
 //! The schema of kernels: codes, operands and parameters of every instruction.
 
 /// The schema's hash, as it stands in a program's header.
-pub const SCHEMA_HASH: [u32; 2] = [4249595894, 2629444940];
+pub const SCHEMA_HASH: [u32; 2] = [2867990652, 2129580422];
 
 /// The most dimensions that an operand may have.
 pub const MAX_RANK: usize = 8;
@@ -210,6 +210,69 @@ impl Reduce {
     }
 }
 
+/// How a quantized weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Format {
+    /// `int8`.
+    Int8 = 0,
+    /// `int4`.
+    Int4 = 1,
+    /// `e4m3`.
+    E4m3 = 2,
+    /// `e5m2`.
+    E5m2 = 3,
+    /// `fpx`.
+    Fpx = 4,
+    /// `sparse_int8`.
+    SparseInt8 = 5,
+}
+
+impl Format {
+    /// The variant of a code.
+    pub fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Self::Int8),
+            1 => Some(Self::Int4),
+            2 => Some(Self::E4m3),
+            3 => Some(Self::E5m2),
+            4 => Some(Self::Fpx),
+            5 => Some(Self::SparseInt8),
+            _ => None,
+        }
+    }
+}
+
+/// How rows of activations are quantized at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Rows {
+    /// `none`.
+    None = 0,
+    /// `int8`.
+    Int8 = 1,
+    /// `int8_asym`.
+    Int8Asym = 2,
+    /// `e4m3`.
+    E4m3 = 3,
+    /// `e5m2`.
+    E5m2 = 4,
+}
+
+impl Rows {
+    /// The variant of a code.
+    pub fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Self::None),
+            1 => Some(Self::Int8),
+            2 => Some(Self::Int8Asym),
+            3 => Some(Self::E4m3),
+            4 => Some(Self::E5m2),
+            _ => None,
+        }
+    }
+}
+
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -254,6 +317,30 @@ pub enum Op {
     TimestepEmbedding = 19,
     /// `rotary_embedding`.
     RotaryEmbedding = 20,
+    /// `quantize_scale`.
+    QuantizeScale = 21,
+    /// `quantize_zero_point`.
+    QuantizeZeroPoint = 22,
+    /// `quantize_codes`.
+    QuantizeCodes = 23,
+    /// `dequantize`.
+    Dequantize = 24,
+    /// `pack_quantized`.
+    PackQuantized = 25,
+    /// `quantized_linear`.
+    QuantizedLinear = 26,
+    /// `quantize_rows`.
+    QuantizeRows = 27,
+    /// `abs_max`.
+    AbsMax = 28,
+    /// `quantized_embedding`.
+    QuantizedEmbedding = 29,
+    /// `pack_quantized_conv2d`.
+    PackQuantizedConv2d = 30,
+    /// `quantized_conv2d`.
+    QuantizedConv2d = 31,
+    /// `prune_semi_structured`.
+    PruneSemiStructured = 32,
 }
 
 impl Op {
@@ -280,6 +367,18 @@ impl Op {
             18 => Some(Self::Embedding),
             19 => Some(Self::TimestepEmbedding),
             20 => Some(Self::RotaryEmbedding),
+            21 => Some(Self::QuantizeScale),
+            22 => Some(Self::QuantizeZeroPoint),
+            23 => Some(Self::QuantizeCodes),
+            24 => Some(Self::Dequantize),
+            25 => Some(Self::PackQuantized),
+            26 => Some(Self::QuantizedLinear),
+            27 => Some(Self::QuantizeRows),
+            28 => Some(Self::AbsMax),
+            29 => Some(Self::QuantizedEmbedding),
+            30 => Some(Self::PackQuantizedConv2d),
+            31 => Some(Self::QuantizedConv2d),
+            32 => Some(Self::PruneSemiStructured),
             _ => None,
         }
     }
@@ -313,6 +412,10 @@ pub enum Param {
     Binary,
     /// A code of [`Reduce`].
     Reduce,
+    /// A code of [`Format`].
+    Format,
+    /// A code of [`Rows`].
+    Rows,
 }
 
 /// One operand's name, whether it may be absent, and its layout.
@@ -373,7 +476,7 @@ pub const SPECS: &[Spec] = &[
             ("residual", true, Layout::Strided),
             ("out", false, Layout::Inner),
         ],
-        params: &[("n", Param::I32), ("k", Param::I32), ("act", Param::Activation)],
+        params: &[("n", Param::I32), ("k", Param::I32), ("act", Param::Activation), ("variant", Param::I32)],
     },
     Spec {
         op: Op::PackLinear,
@@ -410,13 +513,13 @@ pub const SPECS: &[Spec] = &[
             ("shift", true, Layout::Strided),
             ("out", false, Layout::Inner),
         ],
-        params: &[("eps", Param::F32)],
+        params: &[("eps", Param::F32), ("rows", Param::Rows)],
     },
     Spec {
         op: Op::RmsNorm,
         name: "rms_norm",
         operands: &[("x", false, Layout::Inner), ("weight", true, Layout::Dense), ("out", false, Layout::Inner)],
-        params: &[("eps", Param::F32)],
+        params: &[("eps", Param::F32), ("rows", Param::Rows)],
     },
     Spec {
         op: Op::Rope,
@@ -507,5 +610,168 @@ pub const SPECS: &[Spec] = &[
             ("axis2", Param::I32),
             ("axis3", Param::I32),
         ],
+    },
+    Spec {
+        op: Op::QuantizeScale,
+        name: "quantize_scale",
+        operands: &[("weight", false, Layout::Inner), ("out", false, Layout::Dense)],
+        params: &[
+            ("format", Param::Format),
+            ("ebits", Param::I32),
+            ("mbits", Param::I32),
+            ("group", Param::I32),
+            ("symmetric", Param::I32),
+            ("dtype", Param::I32),
+        ],
+    },
+    Spec {
+        op: Op::QuantizeZeroPoint,
+        name: "quantize_zero_point",
+        operands: &[("weight", false, Layout::Inner), ("scale", false, Layout::Dense), ("out", false, Layout::Dense)],
+        params: &[("format", Param::Format), ("group", Param::I32), ("dtype", Param::I32)],
+    },
+    Spec {
+        op: Op::QuantizeCodes,
+        name: "quantize_codes",
+        operands: &[
+            ("weight", false, Layout::Inner),
+            ("scale", false, Layout::Dense),
+            ("zero", true, Layout::Dense),
+            ("out", false, Layout::Dense),
+        ],
+        params: &[
+            ("format", Param::Format),
+            ("ebits", Param::I32),
+            ("mbits", Param::I32),
+            ("group", Param::I32),
+            ("dtype", Param::I32),
+        ],
+    },
+    Spec {
+        op: Op::Dequantize,
+        name: "dequantize",
+        operands: &[
+            ("codes", false, Layout::Inner),
+            ("scale", false, Layout::Dense),
+            ("zero", true, Layout::Dense),
+            ("out", false, Layout::Dense),
+        ],
+        params: &[
+            ("n", Param::I32),
+            ("k", Param::I32),
+            ("format", Param::Format),
+            ("ebits", Param::I32),
+            ("mbits", Param::I32),
+            ("group", Param::I32),
+        ],
+    },
+    Spec {
+        op: Op::PackQuantized,
+        name: "pack_quantized",
+        operands: &[
+            ("codes", false, Layout::Inner),
+            ("scale", false, Layout::Dense),
+            ("zero", true, Layout::Dense),
+            ("out", false, Layout::Dense),
+        ],
+        params: &[
+            ("n", Param::I32),
+            ("k", Param::I32),
+            ("format", Param::Format),
+            ("ebits", Param::I32),
+            ("mbits", Param::I32),
+            ("group", Param::I32),
+            ("rows", Param::Rows),
+            ("dtype", Param::I32),
+        ],
+    },
+    Spec {
+        op: Op::QuantizedLinear,
+        name: "quantized_linear",
+        operands: &[
+            ("x", false, Layout::Rows),
+            ("weight", false, Layout::Dense),
+            ("bias", true, Layout::Dense),
+            ("gate", true, Layout::Strided),
+            ("residual", true, Layout::Strided),
+            ("out", false, Layout::Inner),
+        ],
+        params: &[
+            ("n", Param::I32),
+            ("k", Param::I32),
+            ("act", Param::Activation),
+            ("format", Param::Format),
+            ("ebits", Param::I32),
+            ("mbits", Param::I32),
+            ("group", Param::I32),
+            ("zero", Param::I32),
+            ("rows", Param::Rows),
+            ("variant", Param::I32),
+        ],
+    },
+    Spec {
+        op: Op::QuantizeRows,
+        name: "quantize_rows",
+        operands: &[("x", false, Layout::Inner), ("amax", true, Layout::Dense), ("out", false, Layout::Inner)],
+        params: &[("rows", Param::Rows)],
+    },
+    Spec {
+        op: Op::AbsMax,
+        name: "abs_max",
+        operands: &[("x", false, Layout::Strided), ("out", false, Layout::Dense)],
+        params: &[],
+    },
+    Spec {
+        op: Op::QuantizedEmbedding,
+        name: "quantized_embedding",
+        operands: &[
+            ("ids", false, Layout::Strided),
+            ("codes", false, Layout::Inner),
+            ("scale", false, Layout::Dense),
+            ("out", false, Layout::Inner),
+        ],
+        params: &[],
+    },
+    Spec {
+        op: Op::PackQuantizedConv2d,
+        name: "pack_quantized_conv2d",
+        operands: &[("codes", false, Layout::Inner), ("scale", false, Layout::Dense), ("out", false, Layout::Dense)],
+        params: &[
+            ("channels", Param::I32),
+            ("kh", Param::I32),
+            ("kw", Param::I32),
+            ("format", Param::Format),
+            ("rows", Param::Rows),
+            ("dtype", Param::I32),
+        ],
+    },
+    Spec {
+        op: Op::QuantizedConv2d,
+        name: "quantized_conv2d",
+        operands: &[
+            ("x", false, Layout::Inner),
+            ("weight", false, Layout::Dense),
+            ("bias", true, Layout::Dense),
+            ("residual", true, Layout::Strided),
+            ("amax", true, Layout::Dense),
+            ("out", false, Layout::Inner),
+        ],
+        params: &[
+            ("kh", Param::I32),
+            ("kw", Param::I32),
+            ("stride", Param::I32),
+            ("pad_top", Param::I32),
+            ("pad_left", Param::I32),
+            ("upsample", Param::I32),
+            ("act", Param::Activation),
+            ("format", Param::Format),
+            ("rows", Param::Rows),
+        ],
+    },
+    Spec {
+        op: Op::PruneSemiStructured,
+        name: "prune_semi_structured",
+        operands: &[("weight", false, Layout::Inner), ("out", false, Layout::Dense)],
+        params: &[],
     },
 ];

@@ -455,8 +455,8 @@ export function inferOp(op: OpName, inputs: readonly (Node | null)[], params: Pa
 }
 
 /** The parameters that a linear layer starts with, before any fusion. */
-export function linearParams(n: number, k: number): { n: number; k: number; act: ActivationKind } {
-  return { n, k, act: "none" };
+export function linearParams(n: number, k: number): { n: number; k: number; act: ActivationKind; variant: number } {
+  return { n, k, act: "none", variant: 0 };
 }
 
 /**

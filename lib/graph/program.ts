@@ -11,7 +11,7 @@
 import { byteSize, type Dtype, DTYPES } from "./dtypes.ts";
 import type { Instruction, Lowered, Storage, View } from "./lower.ts";
 import type { Arena } from "./plan.ts";
-import { ACTIVATION, BINARY, KERNELS, type ParamType, REDUCE, schemaHash, UNARY } from "./schema.ts";
+import { ACTIVATION, BINARY, FORMAT, KERNELS, type ParamType, REDUCE, ROWS, schemaHash, UNARY } from "./schema.ts";
 
 /** `DNSE`. */
 const MAGIC = 0x45534e44;
@@ -22,6 +22,8 @@ const CODES: Partial<Record<ParamType, Readonly<Record<string, number>>>> = {
   activation: ACTIVATION,
   binary: BINARY,
   reduce: REDUCE,
+  format: FORMAT,
+  rows: ROWS,
 };
 
 const PARAMS = new Map(

@@ -47,6 +47,35 @@ export const REDUCE = { sum: 0, mean: 1, max: 2 } as const;
 /** The name of a reduction. */
 export type ReduceKind = keyof typeof REDUCE;
 
+/**
+ * How a quantized weight is stored, by code. Codes stand row by row, (N, K):
+ *
+ * - `int8`: i8, symmetric, -127 to 127 (-128 may occur in files of others).
+ * - `int4`: u8 (N, K / 2), two's complement nibbles of -8 to 7, the lower nibble first.
+ * - `e4m3`, `e5m2`: u8, OCP fp8 (e4m3fn: largest 448; e5m2: largest 57344).
+ * - `fpx`: u8 (N, ceil(K * bits / 8)), small floats of `ebits` and `mbits` with a sign, no infinities or NaN; code k
+ *   takes bits k * bits and on, counted from the lowest bit of the row's first byte.
+ * - `sparse_int8`: u8 (N, K / 2 + K / 8), int8 with two of each four values kept: first the kept values, then their
+ *   places in the group, two bits each, lower place first, the lowest bits first; K a multiple of 8.
+ */
+export const FORMAT = { int8: 0, int4: 1, e4m3: 2, e5m2: 3, fpx: 4, sparse_int8: 5 } as const;
+
+/** The name of a stored format of weights. */
+export type FormatKind = keyof typeof FORMAT;
+
+/**
+ * How rows of activations are quantized at run time, by code. A quantized row of K values takes `rowBytes(K)` bytes,
+ * u8: K codes, zeros up to a multiple of 64, then the row's scale (f32), its zero point (i32), and zeros.
+ *
+ * - `int8`: symmetric, scale = max|x| / 127; `int8_asym`: scale = (max - min) / 255 over a range that holds 0, and a
+ *   zero point, -128 to 127.
+ * - `e4m3`, `e5m2`: fp8, scale = max|x| / (448 or 57344).
+ */
+export const ROWS = { none: 0, int8: 1, int8_asym: 2, e4m3: 3, e5m2: 4 } as const;
+
+/** The name of a form of quantized rows. */
+export type RowsKind = keyof typeof ROWS;
+
 /** How a kernel reads or writes an operand: any strides; a dense last axis; rows of equal distance; no gaps at all. */
 export type Layout = "strided" | "inner" | "rows" | "dense";
 
@@ -59,7 +88,7 @@ export interface OperandSpec {
 }
 
 /** The type of a parameter: an integer, a float, or a code of one of the tables above. */
-export type ParamType = "i32" | "f32" | "unary" | "activation" | "binary" | "reduce";
+export type ParamType = "i32" | "f32" | "unary" | "activation" | "binary" | "reduce" | "format" | "rows";
 
 /** One kind of instruction. */
 export interface KernelSpec {
@@ -98,7 +127,19 @@ export type KernelName =
   | "upsample_nearest"
   | "embedding"
   | "timestep_embedding"
-  | "rotary_embedding";
+  | "rotary_embedding"
+  | "quantize_scale"
+  | "quantize_zero_point"
+  | "quantize_codes"
+  | "dequantize"
+  | "pack_quantized"
+  | "quantized_linear"
+  | "quantize_rows"
+  | "abs_max"
+  | "quantized_embedding"
+  | "pack_quantized_conv2d"
+  | "quantized_conv2d"
+  | "prune_semi_structured";
 
 /** The kernels. */
 export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
@@ -114,7 +155,7 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
   softmax: { code: 5, operands: { x: inner, out: inner }, params: {} },
   /**
    * out = residual + gate * act(x W^T + bias). x (..., K), weight packed from (N, K), bias f32 (N), gate and residual
-   * broadcast to out (..., N).
+   * broadcast to out (..., N). `variant` picks one of the ways to cut the work; the result is the same within rounding.
    */
   linear: {
     code: 6,
@@ -126,7 +167,7 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
       residual: optional("strided"),
       out: inner,
     },
-    params: { n: "i32", k: "i32", act: "activation" },
+    params: { n: "i32", k: "i32", act: "activation", variant: "i32" },
   },
   /** Rearranges rows (N, K) of any float dtype into the level's layout for x of dtype code `dtype`. */
   pack_linear: { code: 7, operands: { weight: inner, out: dense }, params: { dtype: "i32" } },
@@ -141,7 +182,10 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
     operands: { q: inner, k: inner, v: inner, bias: optional("strided"), out: inner },
     params: { scale: "f32", causal: "i32" },
   },
-  /** y = (x - mean) / sqrt(var + eps) * weight + bias, then y * (1 + scale) + shift; scale, shift broadcast to x. */
+  /**
+   * y = (x - mean) / sqrt(var + eps) * weight + bias, then y * (1 + scale) + shift; scale, shift broadcast to x. With
+   * `rows`, out is the quantized rows of y.
+   */
   layer_norm: {
     code: 10,
     operands: {
@@ -152,10 +196,14 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
       shift: optional("strided"),
       out: inner,
     },
-    params: { eps: "f32" },
+    params: { eps: "f32", rows: "rows" },
   },
-  /** x / sqrt(mean(x^2) + eps) * weight, over the last axis; weight f32. */
-  rms_norm: { code: 11, operands: { x: inner, weight: optional("dense"), out: inner }, params: { eps: "f32" } },
+  /** x / sqrt(mean(x^2) + eps) * weight, over the last axis; weight f32. With `rows`, out is its quantized rows. */
+  rms_norm: {
+    code: 11,
+    operands: { x: inner, weight: optional("dense"), out: inner },
+    params: { eps: "f32", rows: "rows" },
+  },
   /** Rotates pairs (2i, 2i + 1) of x (B, S, H, D) by cos, sin f32 (S, D). */
   rope: { code: 12, operands: { x: inner, cos: inner, sin: inner, out: inner }, params: {} },
   /** rms_norm, then rope. */
@@ -218,6 +266,122 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
     operands: { ids: strided, out: dense },
     params: { theta: "f32", axis0: "i32", axis1: "i32", axis2: "i32", axis3: "i32" },
   },
+  /**
+   * The scales of a weight (N, K), f32 (N, K / group), or (1, 1) of the whole weight with group = 0. Computed in the
+   * dtype of code `dtype`, to which the weight is rounded first, as torchao does. `symmetric` = 0 is for int4 with zero
+   * points: scale = (max - min) / 15 over a range that holds 0.
+   */
+  quantize_scale: {
+    code: 21,
+    operands: { weight: inner, out: dense },
+    params: { format: "format", ebits: "i32", mbits: "i32", group: "i32", symmetric: "i32", dtype: "i32" },
+  },
+  /** The zero points of a weight (N, K), i8 (N, K / group): int4 alone, -8 to 7. */
+  quantize_zero_point: {
+    code: 22,
+    operands: { weight: inner, scale: dense, out: dense },
+    params: { format: "format", group: "i32", dtype: "i32" },
+  },
+  /** The codes of a weight (N, K) in their stored form; scale f32 (N, K / group), zero i8 of its shape. */
+  quantize_codes: {
+    code: 23,
+    operands: { weight: inner, scale: dense, zero: optional("dense"), out: dense },
+    params: { format: "format", ebits: "i32", mbits: "i32", group: "i32", dtype: "i32" },
+  },
+  /** out (N, K) = (codes - zero) * scale; scale f32 (N, K / group), zero i8 of its shape. */
+  dequantize: {
+    code: 24,
+    operands: { codes: inner, scale: dense, zero: optional("dense"), out: dense },
+    params: { n: "i32", k: "i32", format: "format", ebits: "i32", mbits: "i32", group: "i32" },
+  },
+  /**
+   * Rearranges codes, scales and zero points into the level's layout, `quantizedBytes` long, for x of quantized rows of
+   * kind `rows`, or else of the float dtype of code `dtype`.
+   */
+  pack_quantized: {
+    code: 25,
+    operands: { codes: inner, scale: dense, zero: optional("dense"), out: dense },
+    params: {
+      n: "i32",
+      k: "i32",
+      format: "format",
+      ebits: "i32",
+      mbits: "i32",
+      group: "i32",
+      rows: "rows",
+      dtype: "i32",
+    },
+  },
+  /**
+   * `linear` by a weight of `pack_quantized` of the same parameters. x is (..., K) of a float dtype, or quantized rows;
+   * `zero` = 1 where the weight has zero points.
+   */
+  quantized_linear: {
+    code: 26,
+    operands: {
+      x: rows,
+      weight: dense,
+      bias: optional("dense"),
+      gate: optional("strided"),
+      residual: optional("strided"),
+      out: inner,
+    },
+    params: {
+      n: "i32",
+      k: "i32",
+      act: "activation",
+      format: "format",
+      ebits: "i32",
+      mbits: "i32",
+      group: "i32",
+      zero: "i32",
+      rows: "rows",
+      variant: "i32",
+    },
+  },
+  /** The quantized rows of x (..., K); with amax, f32 (1), of one scale for all. */
+  quantize_rows: { code: 27, operands: { x: inner, amax: optional("dense"), out: inner }, params: { rows: "rows" } },
+  /** The largest magnitude in x, f32 (1). */
+  abs_max: { code: 28, operands: { x: strided, out: dense }, params: {} },
+  /** `embedding` of a table of int8 codes (V, D) with scales f32 (V, 1). */
+  quantized_embedding: { code: 29, operands: { ids: strided, codes: inner, scale: dense, out: inner }, params: {} },
+  /**
+   * Rearranges codes (O, C * kh * kw) of int8 or fp8 and scales f32 (O, 1) into the level's layout,
+   * `quantizedConvBytes` long.
+   */
+  pack_quantized_conv2d: {
+    code: 30,
+    operands: { codes: inner, scale: dense, out: dense },
+    params: { channels: "i32", kh: "i32", kw: "i32", format: "format", rows: "rows", dtype: "i32" },
+  },
+  /**
+   * `conv2d` by a weight of `pack_quantized_conv2d`. With `rows` = int8, x is quantized as it is read, by the scale
+   * amax / 127 of the whole of it.
+   */
+  quantized_conv2d: {
+    code: 31,
+    operands: {
+      x: inner,
+      weight: dense,
+      bias: optional("dense"),
+      residual: optional("strided"),
+      amax: optional("dense"),
+      out: inner,
+    },
+    params: {
+      kh: "i32",
+      kw: "i32",
+      stride: "i32",
+      padTop: "i32",
+      padLeft: "i32",
+      upsample: "i32",
+      act: "activation",
+      format: "format",
+      rows: "rows",
+    },
+  },
+  /** A weight (N, K) with the two smallest magnitudes of each four of a row set to zero; of equals, the later ones. */
+  prune_semi_structured: { code: 32, operands: { weight: inner, out: dense }, params: {} },
 };
 
 /** The most dimensions that an operand may have. */
@@ -229,7 +393,7 @@ export const MAX_RANK = 8;
  * @returns Two unsigned 32-bit integers.
  */
 export function schemaHash(): [number, number] {
-  const text = JSON.stringify({ DTYPES, UNARY, ACTIVATION, BINARY, REDUCE, KERNELS, MAX_RANK });
+  const text = JSON.stringify({ DTYPES, UNARY, ACTIVATION, BINARY, REDUCE, FORMAT, ROWS, KERNELS, MAX_RANK });
   return [fnv1a(text, 0x811c9dc5), fnv1a(text, 0x01000193)];
 }
 

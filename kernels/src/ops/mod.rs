@@ -15,6 +15,10 @@ pub mod group_norm;
 pub mod linear;
 pub mod matmul;
 pub mod norm;
+pub mod quantize;
+pub mod quantize_rows;
+pub mod quantized_conv2d;
+pub mod quantized_linear;
 pub mod rope;
 pub mod softmax;
 pub mod upsample;
@@ -96,6 +100,18 @@ pub fn kernel(op: Op) -> &'static Kernel {
         Op::Embedding => &embedding::EMBEDDING,
         Op::TimestepEmbedding => &embedding::TIMESTEP_EMBEDDING,
         Op::RotaryEmbedding => &embedding::ROTARY_EMBEDDING,
+        Op::QuantizeScale => &quantize::QUANTIZE_SCALE,
+        Op::QuantizeZeroPoint => &quantize::QUANTIZE_ZERO_POINT,
+        Op::QuantizeCodes => &quantize::QUANTIZE_CODES,
+        Op::Dequantize => &quantize::DEQUANTIZE,
+        Op::PackQuantized => &quantized_linear::PACK_QUANTIZED,
+        Op::QuantizedLinear => &quantized_linear::QUANTIZED_LINEAR,
+        Op::QuantizeRows => &quantize_rows::QUANTIZE_ROWS,
+        Op::AbsMax => &quantize_rows::ABS_MAX,
+        Op::QuantizedEmbedding => &embedding::QUANTIZED_EMBEDDING,
+        Op::PackQuantizedConv2d => &quantized_conv2d::PACK_QUANTIZED_CONV2D,
+        Op::QuantizedConv2d => &quantized_conv2d::QUANTIZED_CONV2D,
+        Op::PruneSemiStructured => &quantize::PRUNE_SEMI_STRUCTURED,
     }
 }
 
