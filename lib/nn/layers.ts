@@ -24,7 +24,7 @@ export class Linear extends Module {
 
   /** (..., inputs) to (..., outputs). */
   forward(x: Tensor): Tensor {
-    return x.linear(this.weight.tensor, this.bias?.tensor);
+    return x.linear(this.weight.tensor, this.bias?.tensor, this.weight.quantized?.activation);
   }
 }
 
@@ -34,10 +34,10 @@ export class Conv2d extends Module {
   weight: Parameter;
   /** (filters). */
   bias: Parameter;
-  readonly #options: Conv2dOptions;
+  readonly #options: Omit<Conv2dOptions, "bias" | "rows">;
 
   /** A layer of `channels` to `filters`, by a square kernel of `size`. */
-  constructor(channels: number, filters: number, options: { size: number } & Omit<Conv2dOptions, "bias">) {
+  constructor(channels: number, filters: number, options: { size: number } & Omit<Conv2dOptions, "bias" | "rows">) {
     super();
     const { size, ...rest } = options;
     this.#options = rest;
@@ -47,7 +47,8 @@ export class Conv2d extends Module {
 
   /** (batch, height, width, channels) to (batch, height', width', filters). */
   forward(x: Tensor): Tensor {
-    return x.conv2d(this.weight.tensor, { ...this.#options, bias: this.bias.tensor });
+    const rows = this.weight.quantized?.activation.rows ?? "none";
+    return x.conv2d(this.weight.tensor, { ...this.#options, bias: this.bias.tensor, rows });
   }
 }
 
