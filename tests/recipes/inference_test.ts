@@ -57,7 +57,7 @@ Deno.test("the recipe's help names every flag", async () => {
   assert.equal(code, 0);
   for (
     const flag
-      of "model prompt prompt-2 negative-prompt true-cfg-scale seed num-inference-steps guidance-scale height width max-sequence-length num-images-per-prompt dtype vae-tiling vae-slicing out show json help"
+      of "model prompt prompt-2 negative-prompt true-cfg-scale seed num-inference-steps guidance-scale height width max-sequence-length num-images-per-prompt dtype quantization group-size sparsify plan fuse-qkv quantize-vae compile compile-vae vae-tiling vae-slicing out show json help"
         .split(" ")
   ) {
     assert.match(stdout, new RegExp(`^ +--${flag}\\b`, "m"));
@@ -132,8 +132,53 @@ Deno.test("flags are read: defaults, repeated ones, wide seeds", () => {
   assert.deepEqual([several.vaeTiling, several.vaeSlicing], [true, false]);
 });
 
+Deno.test("flags that make the model smaller and faster are read", () => {
+  const none = {
+    fuseQkv: false,
+    sparsify: false,
+    quantization: undefined,
+    groupSize: undefined,
+    plan: undefined,
+    quantizeVae: undefined,
+    compile: false,
+    compileVae: false,
+  };
+  assert.deepEqual(parseInferenceFlags([]).optimization, none);
+  const read = (args: string) => parseInferenceFlags(args.split(" ")).optimization;
+  assert.deepEqual(read("--quantization int4wo --group-size 128"), {
+    ...none,
+    quantization: "int4wo",
+    groupSize: 128,
+  });
+  assert.deepEqual(read("--sparsify --quantization=int8dq --fuse-qkv --compile --compile-vae"), {
+    ...none,
+    fuseQkv: true,
+    sparsify: true,
+    quantization: "int8dq",
+    compile: true,
+    compileVae: true,
+  });
+  assert.equal(read("--quantization fp7_e3m3").quantization, "fp7_e3m3");
+  assert.equal(read("--quantization autoquant").quantization, "autoquant");
+  assert.equal(read("--plan plan.json").plan, "plan.json");
+  for (const args of ["--quantize-vae", "--quantize-vae --json", "--json --quantize-vae"]) {
+    assert.equal(read(args).quantizeVae, "int8wo", args);
+  }
+  assert.equal(read("--quantize-vae fp8wo").quantizeVae, "fp8wo");
+  assert.equal(read("--quantize-vae=int8dq --json").quantizeVae, "int8dq");
+});
+
 for (
   const [args, message] of [
+    [["--quantization", "int9"], /"int9": pass int8wo, .* or autoquant, as --quantization/],
+    [["--quantization", "fp7_e3m2"], /fp7_e3m2: .* write fp6_e3m2, or autoquant, as --quantization/],
+    [["--quantize-vae", "autoquant"], /"autoquant": pass int8wo, .* as --quantize-vae/],
+    [["--quantize-vae", "int4wo"], /--quantize-vae int4wo: pass int8wo, int8dq or fp8wo/],
+    [["--group-size", "48", "--quantization", "int4wo"], /--group-size "48": pass 32, 64, 128 or 256/],
+    [["--group-size", "64"], /--group-size 64: pass --quantization int4wo or int4dq as well/],
+    [["--group-size", "64", "--quantization", "int8dq"], /--group-size 64: pass --quantization int4wo/],
+    [["--plan", "a.json", "--quantization", "int8dq"], /--plan a.json with --quantization int8dq: pass one/],
+    [["--compile-vae"], /--compile-vae alone: pass --compile as well/],
     [["--seed", "1.5"], /--seed "1.5": pass an integer/],
     [["--seed", "18446744073709551616"], /-2\^63 to 2\^64 - 1/],
     [["--guidance-scale", "nan"], /--guidance-scale "nan": pass a number/],
