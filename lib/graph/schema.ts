@@ -74,8 +74,8 @@ export type FormatKind = "int8" | "int4" | "e4m3" | "e5m2" | "fpx" | "sparse_int
  * How rows of activations are quantized at run time, by code. A quantized row of K values takes `rowBytes(K)` bytes,
  * u8: K codes, zeros up to a multiple of 64, then the row's scale (f32), its zero point (i32), and zeros.
  *
- * - `int8`: symmetric, scale = max|x| / 127; `int8_asym`: scale = (max - min) / 255 over a range that holds 0, and a
- *   zero point, -128 to 127.
+ * - `int8`: symmetric, scale = max|x| / 127.5, codes -128 to 127; `int8_asym`: scale = (max - min) / 255 over a range
+ *   that holds 0, and a zero point, -128 to 127.
  * - `e4m3`, `e5m2`: fp8, scale = max|x| / (448 or 57344).
  */
 export const ROWS: Readonly<Record<RowsKind, number>> = { none: 0, int8: 1, int8_asym: 2, e4m3: 3, e5m2: 4 };
