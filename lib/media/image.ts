@@ -189,7 +189,7 @@ export class Image implements Pixels {
       const remedy = cause instanceof Deno.errors.NotFound
         ? "make its folder first"
         : cause instanceof Deno.errors.NotCapable
-        ? "run with --allow-write for its folder"
+        ? "run with --allow-read and --allow-write for its folder"
         : "check the folder's permissions and the space left";
       throw new OutputError(`Cannot write ${target}: ${messageOf(cause)}; ${remedy}`, { file: target, cause });
     }
