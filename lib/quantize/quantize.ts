@@ -199,7 +199,7 @@ function quantizeLayer(
   if (weight.quantized) return `it is in ${weight.quantized.scheme} already: dequantize it first`;
   if (!scheme.kinds.includes(kind)) return `${scheme.name} is not for layers of kind ${kind}`;
   const columns = columnsOf(layer);
-  const quantization = scheme.quantization({ kind, columns, sparse: isPruned(weight.tensor.node) }, options);
+  const quantization = scheme.quantization({ kind, columns, sparse: isPruned(weight) }, options);
   const reason = refusal(quantization, columns);
   if (reason) return reason;
   const dtype = options.dtype ?? weight.tensor.dtype as FloatDtype;
@@ -210,10 +210,20 @@ function quantizeLayer(
 
 const PRUNED = "prune_semi_structured";
 
-/** Whether a weight was pruned, or is made of rows of such weights, as projections that were joined are. */
-function isPruned({ op, inputs, params }: Node): boolean {
+/**
+ * Whether a weight is in floats that {@linkcode sparsify} pruned.
+ *
+ * @param weight The weight
+ * @returns Whether it is
+ */
+export function isPruned(weight: Parameter): boolean {
+  return holdsPruned(weight.tensor.node);
+}
+
+/** Whether a node was pruned, or is made of rows of such nodes, as projections that were joined are. */
+function holdsPruned({ op, inputs, params }: Node): boolean {
   if (op === PRUNED) return true;
-  return (op === "concat" || op === "slice") && params.axis === 0 && inputs.every((x) => isPruned(x!));
+  return (op === "concat" || op === "slice") && params.axis === 0 && inputs.every((x) => holdsPruned(x!));
 }
 
 /**
@@ -238,7 +248,7 @@ export function sparsify(
       ? "the filter leaves it out"
       : weight.quantized
       ? `it is in ${weight.quantized.scheme} already: prune before quantizing`
-      : isPruned(weight.tensor.node)
+      : isPruned(weight)
       ? "it is pruned already"
       : shape[1]! % 8 !== 0
       ? `its ${shape[1]} inputs are not a multiple of 8`
