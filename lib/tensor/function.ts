@@ -339,5 +339,34 @@ async function computeConstants(stage: Loaded, call: Call): Promise<ReadonlyMap<
   return computed;
 }
 
+/**
+ * Computes tensors once, keeping nothing of what they follow from.
+ *
+ * @param tensors What to compute; no arguments reach it.
+ * @param device Where.
+ * @returns A buffer for each, which is the caller's to dispose of.
+ */
+export async function computeOnce(tensors: readonly Tensor[], device: Device): Promise<NativeBuffer[]> {
+  const { outputs, stages } = compileGraph(tensors.map((t) => t.node));
+  const values = new Map<Node, NativeBuffer>();
+  const passing = new Set<NativeBuffer>();
+  for (const stage of stages) {
+    for (const { external, written } of stage.buffers) {
+      const n = external!;
+      if (written || values.has(n)) continue;
+      const buffer = device.bufferOf(n, { passing: true });
+      values.set(n, buffer);
+      if (!device.keeps(n)) passing.add(buffer);
+    }
+    for (const [n, buffer] of await runStage(stage, values, { device })) {
+      values.set(n, buffer);
+      passing.add(buffer);
+    }
+  }
+  const results = outputs.map((n) => values.get(n)!);
+  for (const buffer of passing) if (!results.includes(buffer)) buffer[Symbol.dispose]();
+  return results;
+}
+
 /** One of the leaves that a constant follows from. */
 const ownerOf = (n: Node): Node => topological([n]).find((x) => x.op === "leaf")!;
