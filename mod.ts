@@ -32,6 +32,7 @@ export * from "./lib/models/t5_encoder_model.ts";
 export type { LoadOptions } from "./lib/nn/checkpoint.ts";
 export * from "./lib/nn/layers.ts";
 export * from "./lib/nn/module.ts";
+export { saveModel, type SaveOptions } from "./lib/nn/save.ts";
 export * from "./lib/pipelines/flux.ts";
 export * from "./lib/pipelines/hub.ts";
 export * from "./lib/pipelines/optimize.ts";

@@ -147,7 +147,7 @@ export class CLIPTextModel extends Model {
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
-    super();
+    super(source.fields, "model");
     this.config = readConfig(source);
     this.text_model = new CLIPTextTransformer(this.config);
   }
@@ -163,7 +163,9 @@ export class CLIPTextModel extends Model {
     const model = new CLIPTextModel(await ModelConfig.read(folder));
     if (!weights) return model;
     // Older checkpoints keep the numbers 0, 1, 2, ... and, with a projection, its weight.
-    loadParameters(model, openCheckpoint(folder, "model"), { ignore: /\.position_ids$|^text_projection\.weight$/ });
+    loadParameters(model, openCheckpoint(folder, model.weightsName), {
+      ignore: /\.position_ids$|^text_projection\.weight$/,
+    });
     return model;
   }
 

@@ -352,7 +352,7 @@ export class FluxTransformer2DModel extends Model {
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
-    super();
+    super(source.fields, "diffusion_pytorch_model");
     const config = readConfig(source);
     const dim = config.numAttentionHeads * config.attentionHeadDim;
     const times = <T>(count: number, make: () => T) => Array.from({ length: count }, make);

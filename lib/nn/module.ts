@@ -94,8 +94,19 @@ function* modulesOf(value: unknown, name: string): Generator<[string, Module]> {
 
 /** A model: a module made from a configuration, that computes in one float type. */
 export abstract class Model extends Module {
+  /** The fields of the configuration, as its file has them. */
+  readonly configFields: Readonly<Record<string, unknown>>;
+  /** What the file of its weights is called, without endings. */
+  readonly weightsName: string;
   /** The type that activations have; parameters keep their checkpoint's. */
   #dtype: Dtype = "f32";
+
+  /** A model of a configuration, and the name of its weights' file. */
+  constructor(configFields: Readonly<Record<string, unknown>>, weightsName: string) {
+    super();
+    this.configFields = configFields;
+    this.weightsName = weightsName;
+  }
 
   /** The type that activations have. */
   get dtype(): Dtype {

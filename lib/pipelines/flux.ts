@@ -13,6 +13,7 @@ import { CLIPTextModel } from "../models/clip_text_model.ts";
 import { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../models/t5_encoder_model.ts";
 import type { Model } from "../nn/module.ts";
+import type { SaveOptions } from "../nn/save.ts";
 import { describeQuantization } from "../quantize/describe.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../schedulers/linspace.ts";
@@ -36,13 +37,17 @@ import {
   type Seed,
   tokenize,
 } from "./pipeline.ts";
+import { savePipeline } from "./save.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 /** How a pipeline is loaded. */
 export interface FluxLoadOptions extends Omit<ResolveOptions, "components" | "weights"> {
   /** Where it runs: the best device there is by default. */
   device?: Device | "auto" | "cpu" | undefined;
-  /** What activations are computed in, `f32` by default; weights keep their checkpoint's type. */
+  /**
+   * What activations are computed in, `f32` by default; weights keep their checkpoint's type, and quantized ones the
+   * codes and scales that were stored.
+   */
   dtype?: FloatDtype | undefined;
   /** Whether to load the text encoders, true by default; they are not needed where embeddings are given. */
   textEncoders?: boolean | undefined;
@@ -202,6 +207,16 @@ export interface FluxPipeline {
    * @throws {DenoiseError} If the file has no settings, or was made with weights that were quantized in another way
    */
   rerun(picture: Image | string | URL, options?: Pick<FluxOptions, "signal" | "onStep">): Promise<Image>;
+  /**
+   * Saves the pipeline in diffusers' layout: weights as they are, quantized ones in their stored form. A reader of the
+   * folder finds what was there before or all of the new, whenever the process ends; it may be the folder that the
+   * pipeline was loaded from.
+   *
+   * @param folder The folder, which is made if there is none
+   * @param options The size of files
+   * @throws {OutputError} If the folder cannot be written
+   */
+  save(folder: string, options?: SaveOptions): Promise<void>;
   /** What the model was called when it was loaded. */
   readonly model: string;
   /** Where it runs. */
@@ -336,11 +351,18 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
       run.again(picture, options),
+    save: (folder: string, options: SaveOptions = {}) =>
+      savePipeline(folder, {
+        index,
+        models: { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 },
+        others: ["scheduler", ...(tokenizer ? ["tokenizer"] : []), ...(tokenizer2 ? ["tokenizer_2"] : [])],
+        device: opened,
+      }, options),
   });
 }
 
 /** What a loaded pipeline is made of. */
-type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun">;
+type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save">;
 
 /** The arguments of a step's program that are the same at every step: what follows from them is computed once a run. */
 type FixedInputs = {

@@ -199,7 +199,7 @@ async function runStage(
   call: Call,
 ): Promise<ReadonlyMap<Node, NativeBuffer>> {
   const written = new Map<Node, NativeBuffer>();
-  if (!stage.bytes) return written;
+  if (stage.kernels === 0) return written;
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
     if (!storage.written) return values.get(n) ?? call.device.bufferOf(n);
@@ -207,7 +207,7 @@ async function runStage(
     written.set(n, buffer);
     return buffer;
   });
-  stage.program ??= new NativeProgram(stage.bytes);
+  stage.program ??= new NativeProgram(stage.assemble()!);
   await runProgram({ device: call.device.native, program: stage.program }, buffers, { signal: call.signal });
   return written;
 }
@@ -238,6 +238,35 @@ async function computeConstants(stage: Loaded, call: Call): Promise<ReadonlyMap<
   for (const buffer of passing) buffer[Symbol.dispose]();
   for (const [n, buffer] of computed) device.keepConstant(ownerOf(n), constantKey(n), buffer);
   return computed;
+}
+
+/**
+ * Computes tensors once, keeping nothing of what they follow from.
+ *
+ * @param tensors What to compute; no arguments reach it.
+ * @param device Where.
+ * @returns A buffer for each, which is the caller's to dispose of.
+ */
+export async function computeOnce(tensors: readonly Tensor[], device: Device): Promise<NativeBuffer[]> {
+  const { outputs, stages } = compileGraph(tensors.map((t) => t.node));
+  const values = new Map<Node, NativeBuffer>();
+  const passing = new Set<NativeBuffer>();
+  for (const stage of stages) {
+    for (const { external, written } of stage.buffers) {
+      const n = external!;
+      if (written || values.has(n)) continue;
+      const buffer = device.bufferOf(n, { passing: true });
+      values.set(n, buffer);
+      if (!device.keeps(n)) passing.add(buffer);
+    }
+    for (const [n, buffer] of await runStage(stage, values, { device })) {
+      values.set(n, buffer);
+      passing.add(buffer);
+    }
+  }
+  const results = outputs.map((n) => values.get(n)!);
+  for (const buffer of passing) if (!results.includes(buffer)) buffer[Symbol.dispose]();
+  return results;
 }
 
 /** One of the leaves that a constant follows from. */
