@@ -7,6 +7,7 @@
 //! from the second.
 
 use crate::activation::act;
+use crate::codes::{Codes, Fp8, fp8_to_bf16, fp8_to_f32};
 use crate::dispatch;
 use crate::error::Result;
 use crate::level::Level;
@@ -19,7 +20,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Steps of K in a block: a panel's block takes 32 KB of four-byte lanes in AVX-512.
-const BLOCK: usize = 256;
+pub const BLOCK: usize = 256;
 /// The distance between staged rows: an odd number of cache lines, so that the rows of a tile spread over all sets.
 const ROW: usize = BLOCK + 16;
 /// Staged rows that may stay for all of K, in four-byte units: most of a second-level cache.
@@ -33,7 +34,9 @@ const REMEMBERED: usize = 64;
 
 /// How A and B meet: what a four-byte unit of a staged row holds, and what a lane of B holds.
 pub trait Product: Copy + Send + Sync + 'static {
-    /// The storage type of A, the result and its epilogue.
+    /// The storage type of A.
+    type A: Copy;
+    /// The storage type of the result and its epilogue.
     type E: Element;
     /// Elements of K in a step.
     const STEP: usize;
@@ -53,9 +56,7 @@ pub trait Product: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// All elements can be read, `len` over the step units written.
-    unsafe fn stage<S: Simd>(from: *const Self::E, stride: usize, len: usize, to: *mut f32) {
-        unsafe { widen::<S, Self::E>(from, stride, len, to) }
-    }
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
 }
 
 #[inline(always)]
@@ -80,6 +81,7 @@ unsafe fn widen<S: Simd, E: Element>(from: *const E, stride: usize, len: usize, 
 pub struct Stored<E>(PhantomData<E>);
 
 impl<E: Element> Product for Stored<E> {
+    type A = E;
     type E = E;
     const STEP: usize = 1;
     const BYTES: usize = E::SIZE;
@@ -92,7 +94,7 @@ impl<E: Element> Product for Stored<E> {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
         unsafe { widen::<S, E>(from, stride, len, to) }
     }
 }
@@ -102,6 +104,7 @@ impl<E: Element> Product for Stored<E> {
 pub struct Widened<E>(PhantomData<E>);
 
 impl<E: Element> Product for Widened<E> {
+    type A = E;
     type E = E;
     const STEP: usize = 1;
     const BYTES: usize = 4;
@@ -114,7 +117,7 @@ impl<E: Element> Product for Widened<E> {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
         unsafe { widen::<S, E>(from, stride, len, to) }
     }
 }
@@ -124,6 +127,7 @@ impl<E: Element> Product for Widened<E> {
 pub struct Pairs;
 
 impl Product for Pairs {
+    type A = bf16;
     type E = bf16;
     const STEP: usize = 2;
     const BYTES: usize = 4;
@@ -136,7 +140,7 @@ impl Product for Pairs {
         unsafe { S::dot_bf16(acc, a, b) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
         unsafe {
             let to = to as *mut bf16;
             if stride == 1 {
@@ -146,12 +150,75 @@ impl Product for Pairs {
                     *to.add(i) = *from.add(i * stride);
                 }
             }
-            // The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
-            if len % 2 == 1 {
-                *to.add(len) = bf16::ZERO;
-            }
+            pair_last(to, len);
         }
     }
+}
+
+/// The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
+#[inline(always)]
+unsafe fn pair_last(to: *mut bf16, len: usize) {
+    if len % 2 == 1 {
+        unsafe { *to.add(len) = bf16::ZERO };
+    }
+}
+
+/// A in codes of fp8, whose scale waits for the epilogue, and B in f32.
+#[derive(Clone, Copy)]
+pub struct WidenedFp8<F, E>(PhantomData<(F, E)>);
+
+impl<F: Fp8, E: Element> Product for WidenedFp8<F, E> {
+    type A = u8;
+    type E = E;
+    const STEP: usize = 1;
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { S::fma(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe { fp8_to_f32::<S, F>(from, len, to) }
+    }
+}
+
+/// A in codes of fp8, as pairs of bf16, in which they are exact.
+#[derive(Clone, Copy)]
+pub struct PairsFp8<F, E>(PhantomData<(F, E)>);
+
+impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
+    type A = u8;
+    type E = E;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { S::dot_bf16(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            fp8_to_bf16::<S, F>(from, len, to as *mut bf16);
+            pair_last(to as *mut bf16, len);
+        }
+    }
+}
+
+/// B in a form of its own, decoded a block of a panel at a time.
+pub trait Blocks: Sync {
+    /// Writes `steps` steps of a panel, from step `first` on, as the product's B.
+    ///
+    /// # Safety
+    /// `first` is a multiple of `BLOCK`, and `to` has room for as many steps.
+    unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8);
 }
 
 /// Columns in a panel at a level: two vectors.
@@ -167,9 +234,20 @@ const fn tile_rows(registers: usize) -> usize {
     (registers - 4) / 2
 }
 
-/// One multiply: out (M, N) = residual + gate * act(alpha * A B + bias).
+/// Scales of groups of K, which the sums of each group are multiplied by.
 #[derive(Clone, Copy)]
-pub struct Gemm {
+pub struct Groups {
+    /// Those of a panel's columns for each group, panel by panel.
+    pub scales: *const f32,
+    /// How many there are.
+    pub count: usize,
+    /// Steps in each.
+    pub steps: usize,
+}
+
+/// One multiply: out (M, N) = residual + gate * act(scale * A B + bias).
+#[derive(Clone, Copy)]
+pub struct Gemm<'a> {
     /// Rows.
     pub m: usize,
     /// Columns.
@@ -186,8 +264,16 @@ pub struct Gemm {
     pub b: *const u8,
     /// Bytes from panel to panel.
     pub b_panel: usize,
+    /// What B is decoded from, in place of `b`.
+    pub blocks: Option<&'a dyn Blocks>,
+    /// Where B's scales change along K.
+    pub groups: Option<Groups>,
     /// What the sums are multiplied by.
     pub alpha: f32,
+    /// What each column's sums are multiplied by besides, up to a whole panel, or null.
+    pub column_scale: *const f32,
+    /// Where each row of A holds what its sums are multiplied by besides, in bytes from the row's start.
+    pub row_scale: Option<usize>,
     /// Added to each column, or null.
     pub bias: *const f32,
     /// Applied after the bias.
@@ -201,8 +287,8 @@ pub struct Gemm {
 }
 
 // Threads share it; what they may touch was checked.
-unsafe impl Send for Gemm {}
-unsafe impl Sync for Gemm {}
+unsafe impl Send for Gemm<'_> {}
+unsafe impl Sync for Gemm<'_> {}
 
 /// The rows and columns of one task, and how rows are staged.
 #[derive(Clone, Copy)]
@@ -217,15 +303,16 @@ struct Region {
     staged: bool,
 }
 
-/// Offsets of one row in out, gate and residual.
-type Offsets = [usize; 3];
+/// Offsets of one row in out, gate and residual; bytes from A to the row's scale.
+pub type Offsets = [usize; 4];
 
 impl Region {
-    /// Bytes of scratch memory: offsets of rows, staged rows, partial sums.
-    fn scratch(&self, blocks: usize, panel: usize) -> [usize; 3] {
+    /// Bytes of scratch memory: offsets of rows, staged rows, a decoded block, partial sums.
+    fn scratch(&self, decoded: bool, blocks: usize, panel: usize) -> [usize; 4] {
         let staged = if self.whole { blocks } else { 1 } * self.rows * ROW * 4;
+        let decoded = if decoded { BLOCK * panel * 4 } else { 0 };
         let sums = if blocks > 1 { self.rows * self.columns.next_multiple_of(panel) } else { 16 * panel } * 4;
-        [(self.rows * size_of::<Offsets>()).next_multiple_of(64), staged.next_multiple_of(64), sums]
+        [(self.rows * size_of::<Offsets>()).next_multiple_of(64), staged.next_multiple_of(64), decoded, sums]
     }
 }
 
@@ -270,7 +357,7 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
             staged: whole && staged.get(thread).is_some_and(|s| s.swap(i, Ordering::Relaxed) == i),
         };
         // The first block's sizes serve all, so that memory grows before anything is remembered in it.
-        let sizes = Region { rows, columns: width * panel, ..region }.scratch(blocks, panel);
+        let sizes = Region { rows, columns: width * panel, ..region }.scratch(g.blocks.is_some(), blocks, panel);
         unsafe {
             let scratch = cx.pool.scratch(thread, sizes.iter().sum());
             block::<P>(cx.level, cx.level, g, &region, scratch, sizes);
@@ -289,7 +376,7 @@ pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) 
     let blocks = g.k.div_ceil(P::STEP).div_ceil(BLOCK).max(1);
     for row in (0..g.m).step_by(ROWS) {
         let region = Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, whole: false, staged: false };
-        let sizes = Region { rows: ROWS, ..region }.scratch(blocks, panel(level));
+        let sizes = Region { rows: ROWS, ..region }.scratch(g.blocks.is_some(), blocks, panel(level));
         unsafe { block::<P>(level, level, g, &region, scratch, sizes) };
     }
 }
@@ -297,17 +384,18 @@ pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) 
 /// What `gemm_serial` needs.
 pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
     let region = Region { row: 0, rows: ROWS, column: 0, columns: n, whole: false, staged: false };
-    region.scratch(k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
+    region.scratch(false, k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
 }
 
-dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 3]) => block_on);
+dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) => block_on);
 
 #[inline(always)]
-unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 3]) {
+unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
     unsafe {
         let offsets = scratch as *mut Offsets;
         let stage = scratch.add(sizes[0]) as *mut f32;
-        let sums = scratch.add(sizes[0] + sizes[1]) as *mut f32;
+        let decoded = scratch.add(sizes[0] + sizes[1]);
+        let sums = scratch.add(sizes[0] + sizes[1] + sizes[2]) as *mut f32;
         let panel = 2 * S::LANES;
         let panels = region.columns.div_ceil(panel);
         let steps = g.k.div_ceil(P::STEP);
@@ -315,12 +403,7 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
         // Tiles of nearly equal rows.
         let tiles = region.rows.div_ceil(tile_rows(S::REGISTERS));
         if !region.staged {
-            row_offsets(&g.out, region, offsets, 0);
-            for (which, view) in [(1, &g.gate), (2, &g.residual)] {
-                if let Some(view) = view {
-                    row_offsets(view, region, offsets, which);
-                }
-            }
+            row_offsets(g, region.row, region.rows, offsets);
         }
         for block in 0..blocks {
             let first = block * BLOCK;
@@ -330,16 +413,21 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
                 let k = first * P::STEP;
                 let len = (count * P::STEP).min(g.k - k);
                 for row in 0..region.rows {
-                    let from = (g.a as *const P::E).add((region.row + row) * g.a_row + k * g.a_column);
+                    let from = (g.a as *const P::A).add((region.row + row) * g.a_row + k * g.a_column);
                     P::stage::<S>(from, g.a_column, len, stage.add(row * ROW));
                 }
             }
             let last = block + 1 == blocks;
             for p in 0..panels {
                 let column = region.column + p * panel;
-                let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
-                // The block after this one, which the first tile fetches into the second-level cache.
-                let next = if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b };
+                let (b, next) = if let Some(blocks) = g.blocks {
+                    blocks.decode(column / panel, first, count, decoded);
+                    (decoded as *const u8, decoded as *const u8)
+                } else {
+                    let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
+                    // The block after this one, which the first tile fetches into the second-level cache.
+                    (b, if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b })
+                };
                 let mut row = 0;
                 for t in 0..tiles {
                     let end = (t + 1) * region.rows / tiles;
@@ -347,7 +435,19 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
                     let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
                     let ahead = if t == 0 { next } else { b };
                     let a = stage.add(row * ROW);
-                    tile::<P>(level, rows, Tile { a, b, steps: count, sums: sum, add: block > 0, ahead });
+                    let mut from = 0;
+                    // Once at least: with nothing to sum, the sums are zeros.
+                    loop {
+                        let (end, scale) = group_end(g, column / panel, panel, first + from);
+                        let steps = end.min(first + count) - first - from;
+                        let (a, b) = (a.add(from), b.add(from * panel * P::BYTES));
+                        let add = block > 0 || from > 0;
+                        tile::<P>(level, rows, Tile { a, b, steps, sums: sum, add, scale, ahead });
+                        from += steps;
+                        if from == count {
+                            break;
+                        }
+                    }
                     if last {
                         finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
                     }
@@ -358,16 +458,31 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
     }
 }
 
-/// Writes the offsets of a region's rows in a view.
-unsafe fn row_offsets(view: &View, region: &Region, offsets: *mut Offsets, which: usize) {
+/// The step with which a step's group ends, and the group's scales in a panel.
+#[inline(always)]
+fn group_end(g: &Gemm, panel: usize, width: usize, step: usize) -> (usize, *const f32) {
+    g.groups.map_or((usize::MAX, std::ptr::null()), |groups| {
+        let group = step / groups.steps;
+        ((group + 1) * groups.steps, groups.scales.wrapping_add((panel * groups.count + group) * width))
+    })
+}
+
+/// Writes the offsets of rows.
+///
+/// # Safety
+/// `to` has room for them.
+pub unsafe fn row_offsets(g: &Gemm, row: usize, rows: usize, to: *mut Offsets) {
     unsafe {
-        if let Some(stride) = view.row_stride() {
-            for i in 0..region.rows {
-                (*offsets.add(i))[which] = (region.row + i) * stride;
+        for (which, view) in [(0, Some(&g.out)), (1, g.gate.as_ref()), (2, g.residual.as_ref())] {
+            let Some(view) = view else { continue };
+            let stride = view.row_stride();
+            for i in 0..rows {
+                (*to.add(i))[which] = stride.map_or_else(|| view.row_offset(row + i), |stride| (row + i) * stride);
             }
-        } else {
-            for i in 0..region.rows {
-                (*offsets.add(i))[which] = view.row_offset(region.row + i);
+        }
+        if let Some(scale) = g.row_scale {
+            for i in 0..rows {
+                (*to.add(i))[3] = (row + i) * g.a_row + scale;
             }
         }
     }
@@ -382,6 +497,8 @@ struct Tile {
     sums: *mut f32,
     /// Whether to add to the sums.
     add: bool,
+    /// What the panel's columns are multiplied by before, or null.
+    scale: *const f32,
     ahead: *const u8,
 }
 
@@ -439,11 +556,11 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     if R > tile_rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
-    let Tile { a, b, steps, sums, add, ahead } = t;
+    let Tile { a, b, steps, sums, add, scale, ahead } = t;
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[[zero; 2]; R]; U];
-        if add {
+        if add && scale.is_null() {
             for r in 0..R {
                 for v in 0..2 {
                     acc[0][r][v] = S::load(sums.add((r * 2 + v) * S::LANES));
@@ -484,7 +601,12 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
                 for more in acc.iter().skip(1) {
                     sum = S::add(sum, more[r][v]);
                 }
-                S::store(sums.add((r * 2 + v) * S::LANES), sum);
+                let to = sums.add((r * 2 + v) * S::LANES);
+                if !scale.is_null() {
+                    let before = if add { S::load(to) } else { zero };
+                    sum = S::fma(sum, S::load(scale.add(v * S::LANES)), before);
+                }
+                S::store(to, sum);
             }
         }
     }
@@ -502,7 +624,9 @@ unsafe fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// Turns sums into results: alpha, bias, activation, gate, residual.
+dispatch!(pub fn finish_tile<E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) => finish);
+
+/// Turns sums into results: scales, bias, activation, gate, residual.
 #[inline(always)]
 unsafe fn finish<S: Simd, E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) {
     unsafe {
@@ -540,11 +664,18 @@ unsafe fn finish_rows<S: Simd, E: Element>(
     width: usize,
 ) {
     unsafe {
-        let alpha = S::splat(g.alpha);
+        let mut alpha = S::splat(g.alpha);
+        if !g.column_scale.is_null() {
+            alpha = S::mul(alpha, S::load(g.column_scale.add(from)));
+        }
         let bias = if g.bias.is_null() { S::splat(0.0) } else { load::<S, f32>(g.bias.add(from), width) };
         for r in 0..rows {
             let at = &*offsets.add(r);
-            let mut y = S::fma(S::load(sums.add(r * 2 * S::LANES)), alpha, bias);
+            let mut sum = S::load(sums.add(r * 2 * S::LANES));
+            if g.row_scale.is_some() {
+                sum = S::mul(sum, S::splat((g.a.add(at[3]) as *const f32).read_unaligned()));
+            }
+            let mut y = S::fma(sum, alpha, bias);
             y = act::<S>(kind, y);
             if let Some(gate) = &g.gate {
                 y = S::mul(y, columns::<S, E>(gate, at[1], from, width));

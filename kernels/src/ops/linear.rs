@@ -95,7 +95,11 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
         a_column: 1,
         b: weight.ptr,
         b_panel: panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size(),
+        blocks: None,
+        groups: None,
         alpha: 1.0,
+        column_scale: std::ptr::null(),
+        row_scale: None,
         bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
         act,
         gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
@@ -111,7 +115,7 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
 }
 
 /// Packed weights are bytes, which a program may bind anywhere, and are read as elements.
-fn aligned(packed: &View, dtype: DType) -> Result<()> {
+pub(super) fn aligned(packed: &View, dtype: DType) -> Result<()> {
     if (packed.ptr as usize).is_multiple_of(dtype.size()) {
         return Ok(());
     }
