@@ -5,10 +5,15 @@ use crate::ensure;
 use crate::quant::{Weight, rows_bytes, rows_scale, rows_value};
 use crate::schema::{DType, Format, Rows};
 
+mod float;
+
 /// out = residual + gate * act(x W^T + bias), W packed and x of floats or of quantized rows.
 pub static QUANTIZED_LINEAR: Kernel = Kernel { check, run, reference };
 /// Stored codes, scales and zero points to the level's layout.
 pub static PACK_QUANTIZED: Kernel = Kernel { check: check_pack, run: pack, reference: pack_reference };
+
+/// The ways to cut the work: 0 is chosen by shape.
+const VARIANTS: u32 = 4;
 
 /// What both kernels are told about a weight.
 #[derive(Clone, Copy)]
@@ -71,6 +76,7 @@ fn check(args: &Args) -> Result<()> {
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
     let s = shape(args, what, 0, 3, 8)?;
     ensure!(Activation::from_code(args.params[2]).is_some(), "{what} has no activation of code {}", args.params[2]);
+    ensure!(args.params[9] < VARIANTS, "{what} has no variant {}, the last is {}", args.params[9], VARIANTS - 1);
     ensure!(out.dtype.is_float(), "{what} gives out of a float dtype, got {:?}", out.dtype);
     let (columns, dtype) = if s.rows == Rows::None { (s.k, out.dtype) } else { (rows_bytes(s.k), DType::U8) };
     ensure!(x.dtype == dtype, "{what} with rows of {:?} takes x in {dtype:?}, got {:?}", s.rows, x.dtype);
@@ -249,10 +255,19 @@ fn pack_reference(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn run(_cx: &Cx, args: &Args) -> Result<()> {
-    reference(args)
+fn run(cx: &Cx, args: &Args) -> Result<()> {
+    let s = shape(args, "quantized_linear", 0, 3, 8)?;
+    match s.rows {
+        // The integer engine is still to come.
+        Rows::Int8 | Rows::Int8Asym => reference(args),
+        Rows::None | Rows::E4m3 | Rows::E5m2 => float::run(cx, args, &s),
+    }
 }
 
-fn pack(_cx: &Cx, args: &Args) -> Result<()> {
-    pack_reference(args)
+fn pack(cx: &Cx, args: &Args) -> Result<()> {
+    let s = shape(args, "pack_quantized", 0, 2, 6)?;
+    match s.rows {
+        Rows::Int8 | Rows::Int8Asym => pack_reference(args),
+        Rows::None | Rows::E4m3 | Rows::E5m2 => float::pack(cx, args, &s),
+    }
 }
