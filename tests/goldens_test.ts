@@ -4,7 +4,7 @@ import { withFolder } from "./folder.ts";
 
 async function goldens(...args: string[]): Promise<{ code: number; lines: string[]; stderr: string }> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--allow-all", "tools/goldens.ts", ...args],
+    args: ["run", "--quiet", "--allow-all", "tools/goldens.ts", ...args],
     env: { NO_COLOR: "1" },
   }).output();
   const text = new TextDecoder();

@@ -14,7 +14,11 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   "lib/models": ["lib/nn", "lib/tensor", "lib/graph"],
   "lib/schedulers": ["lib/tensor", "lib/graph"],
   "lib/media": ["lib/tensor", "lib/graph", "ffi/environment.ts"],
+  "lib/quantize": ["lib/nn", "lib/tensor", "lib/graph"],
+  "lib/compile": ["lib/quantize", "lib/nn", "lib/tensor", "lib/graph", "ffi"],
   "lib/pipelines": [
+    "lib/compile",
+    "lib/quantize",
     "lib/models",
     "lib/nn",
     "lib/schedulers",

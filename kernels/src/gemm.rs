@@ -38,10 +38,16 @@ pub trait Product: Copy + Send + Sync + 'static {
     type A: Copy;
     /// The storage type of the result and its epilogue.
     type E: Element;
+    /// The product whose tiles serve, where another's differ by types alone that no tile sees.
+    type Tiles: Product;
     /// Elements of K in a step.
     const STEP: usize;
     /// Bytes of one column of one step of B.
     const BYTES: usize;
+    /// Elements of K in a step at a level.
+    fn step(_: Level) -> usize {
+        Self::STEP
+    }
     /// Loads a vector of columns.
     ///
     /// # Safety
@@ -52,6 +58,30 @@ pub trait Product: Copy + Send + Sync + 'static {
     /// # Safety
     /// The CPU has the level of `S`.
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
+    /// Two sums together.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
+        unsafe { S::add(a, b) }
+    }
+    /// A sum as a float.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`.
+    #[inline(always)]
+    unsafe fn float<S: Simd>(sum: S::V) -> S::V {
+        sum
+    }
+    /// Sums (R, panel) of a tile.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`; the tile's operands can be read, its sums written.
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate::<S, Self, R, U>(t) }
+    }
     /// Copies `len` elements `stride` apart into units.
     ///
     /// # Safety
@@ -83,6 +113,7 @@ pub struct Stored<E>(PhantomData<E>);
 impl<E: Element> Product for Stored<E> {
     type A = E;
     type E = E;
+    type Tiles = Self;
     const STEP: usize = 1;
     const BYTES: usize = E::SIZE;
     #[inline(always)]
@@ -106,6 +137,7 @@ pub struct Widened<E>(PhantomData<E>);
 impl<E: Element> Product for Widened<E> {
     type A = E;
     type E = E;
+    type Tiles = Stored<f32>;
     const STEP: usize = 1;
     const BYTES: usize = 4;
     #[inline(always)]
@@ -129,6 +161,7 @@ pub struct Pairs;
 impl Product for Pairs {
     type A = bf16;
     type E = bf16;
+    type Tiles = Self;
     const STEP: usize = 2;
     const BYTES: usize = 4;
     #[inline(always)]
@@ -163,6 +196,60 @@ unsafe fn pair_last(to: *mut bf16, len: usize) {
     }
 }
 
+/// Codes of int8 in A and B, summed exactly in i32: fours of bytes, A's shifted to u8, where there is VNNI; elsewhere
+/// pairs of i16, as a sum of two products of bytes can exceed 16 bits.
+#[derive(Clone, Copy)]
+pub struct Integers<E>(PhantomData<E>);
+
+/// What is added to A's codes where there is VNNI.
+pub const VNNI_SHIFT: i32 = 128;
+
+impl<E: Element> Product for Integers<E> {
+    type A = u8;
+    type E = E;
+    type Tiles = Integers<f32>;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    fn step(level: Level) -> usize {
+        if level == Level::Avx512Bf16 { 4 } else { 2 }
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { if S::VNNI { S::dot_u8_i8(acc, a, b) } else { S::dot_i16(acc, a, b) } }
+    }
+    #[inline(always)]
+    unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
+        unsafe { S::add_i32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn float<S: Simd>(sum: S::V) -> S::V {
+        unsafe { S::float_i32(sum) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            if S::VNNI {
+                let to = to as *mut u8;
+                for i in 0..len {
+                    *to.add(i) = *from.add(i) ^ 0x80;
+                }
+                // Whatever is multiplied by B's zeros.
+                std::ptr::write_bytes(to.add(len), 0, len.next_multiple_of(4) - len);
+            } else {
+                let to = to as *mut i16;
+                for i in 0..len {
+                    *to.add(i) = *from.add(i) as i8 as i16;
+                }
+                std::ptr::write_bytes(to.add(len), 0, len % 2);
+            }
+        }
+    }
+}
+
 /// A in codes of fp8, whose scale waits for the epilogue, and B in f32.
 #[derive(Clone, Copy)]
 pub struct WidenedFp8<F, E>(PhantomData<(F, E)>);
@@ -170,6 +257,7 @@ pub struct WidenedFp8<F, E>(PhantomData<(F, E)>);
 impl<F: Fp8, E: Element> Product for WidenedFp8<F, E> {
     type A = u8;
     type E = E;
+    type Tiles = Stored<f32>;
     const STEP: usize = 1;
     const BYTES: usize = 4;
     #[inline(always)]
@@ -193,15 +281,16 @@ pub struct PairsFp8<F, E>(PhantomData<(F, E)>);
 impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
     type A = u8;
     type E = E;
+    type Tiles = Pairs;
     const STEP: usize = 2;
     const BYTES: usize = 4;
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { S::load(p as *const f32) }
+        unsafe { Pairs::load::<S>(p) }
     }
     #[inline(always)]
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        unsafe { S::dot_bf16(acc, a, b) }
+        unsafe { Pairs::mac::<S>(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
@@ -209,6 +298,37 @@ impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
             fp8_to_bf16::<S, F>(from, len, to as *mut bf16);
             pair_last(to as *mut bf16, len);
         }
+    }
+}
+
+/// A product whose B has scales for groups of K: each group's sums are multiplied by them, and added up in f32.
+#[derive(Clone, Copy)]
+pub struct Grouped<P>(PhantomData<P>);
+
+impl<P: Product> Product for Grouped<P> {
+    type A = P::A;
+    type E = P::E;
+    type Tiles = Grouped<P::Tiles>;
+    const STEP: usize = P::STEP;
+    const BYTES: usize = P::BYTES;
+    fn step(level: Level) -> usize {
+        P::step(level)
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { P::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { P::mac::<S>(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate_groups::<S, P, R, U>(t) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32) {
+        unsafe { P::stage::<S>(from, stride, len, to) }
     }
 }
 
@@ -234,17 +354,6 @@ const fn tile_rows(registers: usize) -> usize {
     (registers - 4) / 2
 }
 
-/// Scales of groups of K, which the sums of each group are multiplied by.
-#[derive(Clone, Copy)]
-pub struct Groups {
-    /// Those of a panel's columns for each group, panel by panel.
-    pub scales: *const f32,
-    /// How many there are.
-    pub count: usize,
-    /// Steps in each.
-    pub steps: usize,
-}
-
 /// One multiply: out (M, N) = residual + gate * act(scale * A B + bias).
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
@@ -266,14 +375,16 @@ pub struct Gemm<'a> {
     pub b_panel: usize,
     /// What B is decoded from, in place of `b`.
     pub blocks: Option<&'a dyn Blocks>,
-    /// Where B's scales change along K.
-    pub groups: Option<Groups>,
     /// What the sums are multiplied by.
     pub alpha: f32,
     /// What each column's sums are multiplied by besides, up to a whole panel, or null.
     pub column_scale: *const f32,
     /// Where each row of A holds what its sums are multiplied by besides, in bytes from the row's start.
     pub row_scale: Option<usize>,
+    /// The scales of groups of K, where B has them.
+    pub groups: Groups,
+    /// What A's zero points add to the sums.
+    pub zeros: Zeros,
     /// Added to each column, or null.
     pub bias: *const f32,
     /// Applied after the bias.
@@ -289,6 +400,64 @@ pub struct Gemm<'a> {
 // Threads share it; what they may touch was checked.
 unsafe impl Send for Gemm<'_> {}
 unsafe impl Sync for Gemm<'_> {}
+
+/// The scales of B's groups of K: (N / panel, groups, panel). None where the distance is 0.
+#[derive(Clone, Copy)]
+pub struct Groups {
+    /// The first panel's, then the tile's panel's.
+    pub scales: *const f32,
+    /// Elements from panel to panel.
+    pub distance: usize,
+    /// Steps of K in a group.
+    pub steps: usize,
+    /// The step of K at which a tile's block begins.
+    pub first: usize,
+}
+
+impl Groups {
+    /// Those of a B that has none.
+    pub const NONE: Groups = Groups { scales: std::ptr::null(), distance: 0, steps: 0, first: 0 };
+
+    /// Those of a panel's block.
+    fn panel(self, column: usize, panel: usize, first: usize) -> Self {
+        Self { scales: self.scales.wrapping_add(column / panel * self.distance), first, ..self }
+    }
+}
+
+/// How sums of codes become sums of what the codes stand for: x - zero, or x + shift - zero where A was shifted.
+#[derive(Clone, Copy)]
+pub enum Zeros {
+    /// They are that already.
+    None,
+    /// Sums are integers: take zero times each column's sum of B's codes, 24 bits above eight others.
+    Integers(*const i32, i32),
+    /// Sums are floats: take zero times each column's scaled sum of B's codes.
+    Floats(*const f32, i32),
+}
+
+impl Zeros {
+    /// The sums of a vector of columns from `from` on, for a row with this zero point.
+    #[inline(always)]
+    unsafe fn apply<S: Simd>(self, sum: S::V, zero: i32, from: usize) -> S::V {
+        unsafe {
+            match self {
+                Zeros::None => sum,
+                Zeros::Integers(columns, shift) => {
+                    let mut lanes = [0f32; 16];
+                    for (i, lane) in lanes.iter_mut().enumerate().take(S::LANES) {
+                        *lane = f32::from_bits((columns.add(from + i).read_unaligned() >> 8) as u32);
+                    }
+                    let times = S::splat(f32::from_bits(zero.wrapping_add(shift).wrapping_neg() as u32));
+                    S::float_i32(S::add_i32(sum, S::mul_i32(times, S::load(lanes.as_ptr()))))
+                }
+                Zeros::Floats(columns, shift) => {
+                    let times = S::splat(-(zero.wrapping_add(shift) as f32));
+                    S::fma(times, S::load(columns.add(from)), sum)
+                }
+            }
+        }
+    }
+}
 
 /// The rows and columns of one task, and how rows are staged.
 #[derive(Clone, Copy)]
@@ -321,7 +490,7 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
-    let steps = g.k.div_ceil(P::STEP);
+    let steps = g.k.div_ceil(P::step(cx.level));
     let blocks = steps.div_ceil(BLOCK).max(1);
     // Blocks of rows depend on the shape alone, so that the order of every sum does.
     let whole = g.m.min(56) * blocks * ROW <= STAGED;
@@ -373,7 +542,7 @@ pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) 
     if g.m == 0 || g.n == 0 {
         return;
     }
-    let blocks = g.k.div_ceil(P::STEP).div_ceil(BLOCK).max(1);
+    let blocks = g.k.div_ceil(P::step(level)).div_ceil(BLOCK).max(1);
     for row in (0..g.m).step_by(ROWS) {
         let region = Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, whole: false, staged: false };
         let sizes = Region { rows: ROWS, ..region }.scratch(g.blocks.is_some(), blocks, panel(level));
@@ -398,7 +567,8 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
         let sums = scratch.add(sizes[0] + sizes[1] + sizes[2]) as *mut f32;
         let panel = 2 * S::LANES;
         let panels = region.columns.div_ceil(panel);
-        let steps = g.k.div_ceil(P::STEP);
+        let step = P::step(level);
+        let steps = g.k.div_ceil(step);
         let blocks = steps.div_ceil(BLOCK).max(1);
         // Tiles of nearly equal rows.
         let tiles = region.rows.div_ceil(tile_rows(S::REGISTERS));
@@ -410,8 +580,8 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
             let count = BLOCK.min(steps - first);
             let stage = if region.whole { stage.add(block * region.rows * ROW) } else { stage };
             if !region.staged {
-                let k = first * P::STEP;
-                let len = (count * P::STEP).min(g.k - k);
+                let k = first * step;
+                let len = (count * step).min(g.k - k);
                 for row in 0..region.rows {
                     let from = (g.a as *const P::A).add((region.row + row) * g.a_row + k * g.a_column);
                     P::stage::<S>(from, g.a_column, len, stage.add(row * ROW));
@@ -428,6 +598,7 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
                     // The block after this one, which the first tile fetches into the second-level cache.
                     (b, if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b })
                 };
+                let groups = g.groups.panel(column, panel, first);
                 let mut row = 0;
                 for t in 0..tiles {
                     let end = (t + 1) * region.rows / tiles;
@@ -435,19 +606,8 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
                     let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
                     let ahead = if t == 0 { next } else { b };
                     let a = stage.add(row * ROW);
-                    let mut from = 0;
-                    // Once at least: with nothing to sum, the sums are zeros.
-                    loop {
-                        let (end, scale) = group_end(g, column / panel, panel, first + from);
-                        let steps = end.min(first + count) - first - from;
-                        let (a, b) = (a.add(from), b.add(from * panel * P::BYTES));
-                        let add = block > 0 || from > 0;
-                        tile::<P>(level, rows, Tile { a, b, steps, sums: sum, add, scale, ahead });
-                        from += steps;
-                        if from == count {
-                            break;
-                        }
-                    }
+                    let t = Tile { a, b, steps: count, sums: sum, add: block > 0, ahead, groups };
+                    tile::<P::Tiles>(level, rows, t);
                     if last {
                         finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
                     }
@@ -456,15 +616,6 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
             }
         }
     }
-}
-
-/// The step with which a step's group ends, and the group's scales in a panel.
-#[inline(always)]
-fn group_end(g: &Gemm, panel: usize, width: usize, step: usize) -> (usize, *const f32) {
-    g.groups.map_or((usize::MAX, std::ptr::null()), |groups| {
-        let group = step / groups.steps;
-        ((group + 1) * groups.steps, groups.scales.wrapping_add((panel * groups.count + group) * width))
-    })
 }
 
 /// Writes the offsets of rows.
@@ -490,16 +641,15 @@ pub unsafe fn row_offsets(g: &Gemm, row: usize, rows: usize, to: *mut Offsets) {
 
 /// One tile's operands: staged rows, a panel's block and its steps, sums, what to fetch meanwhile.
 #[derive(Clone, Copy)]
-struct Tile {
+pub struct Tile {
     a: *const f32,
     b: *const u8,
     steps: usize,
     sums: *mut f32,
     /// Whether to add to the sums.
     add: bool,
-    /// What the panel's columns are multiplied by before, or null.
-    scale: *const f32,
     ahead: *const u8,
+    groups: Groups,
 }
 
 /// Picks the code for the number of rows.
@@ -522,19 +672,19 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn avx2<P: Product, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate::<crate::simd::Avx2, P, R, U>(t) }
+        unsafe { P::accumulate::<crate::simd::Avx2, R, U>(t) }
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn avx512<P: Product, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate::<crate::simd::Avx512, P, R, U>(t) }
+        unsafe { P::accumulate::<crate::simd::Avx512, R, U>(t) }
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
     unsafe fn avx512_bf16<P: Product, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate::<crate::simd::Avx512Bf16, P, R, U>(t) }
+        unsafe { P::accumulate::<crate::simd::Avx512Bf16, R, U>(t) }
     }
     unsafe {
         match level {
@@ -544,7 +694,7 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
             Level::Avx512 => avx512::<P, R, U>(t),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => avx512_bf16::<P, R, U>(t),
-            _ => accumulate::<crate::simd::Portable, P, R, U>(t),
+            _ => P::accumulate::<crate::simd::Portable, R, U>(t),
         }
     }
 }
@@ -556,11 +706,11 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     if R > tile_rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
-    let Tile { a, b, steps, sums, add, scale, ahead } = t;
+    let Tile { a, b, steps, sums, add, ahead, .. } = t;
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[[zero; 2]; R]; U];
-        if add && scale.is_null() {
+        if add {
             for r in 0..R {
                 for v in 0..2 {
                     acc[0][r][v] = S::load(sums.add((r * 2 + v) * S::LANES));
@@ -599,14 +749,58 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
             for v in 0..2 {
                 let mut sum = acc[0][r][v];
                 for more in acc.iter().skip(1) {
-                    sum = S::add(sum, more[r][v]);
+                    sum = P::add::<S>(sum, more[r][v]);
                 }
-                let to = sums.add((r * 2 + v) * S::LANES);
-                if !scale.is_null() {
-                    let before = if add { S::load(to) } else { zero };
-                    sum = S::fma(sum, S::load(scale.add(v * S::LANES)), before);
+                S::store(sums.add((r * 2 + v) * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// Sums (R, panel) in f32 of scaled sums by group. A group's steps are a multiple of U, and of what ends a block.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
+unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
+    if R > tile_rows(S::REGISTERS) {
+        unreachable!("tiles have at most so many rows as registers allow");
+    }
+    let Tile { a, b, steps, sums, add, groups, .. } = t;
+    unsafe {
+        let zero = S::splat(0.0);
+        if !add {
+            for i in 0..2 * R {
+                S::store(sums.add(i * S::LANES), zero);
+            }
+        }
+        let vector = S::LANES * P::BYTES;
+        let mut s = 0;
+        while s < steps {
+            let group = (groups.first + s) / groups.steps;
+            let end = ((group + 1) * groups.steps - groups.first).min(steps);
+            let mut acc = [[[zero; 2]; R]; U];
+            while s < end {
+                for u in 0..U {
+                    let b = b.add((s + u) * 2 * vector);
+                    let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
+                    for r in 0..R {
+                        let x = S::splat(*a.add(r * ROW + s + u));
+                        acc[u][r][0] = P::mac::<S>(acc[u][r][0], x, b0);
+                        acc[u][r][1] = P::mac::<S>(acc[u][r][1], x, b1);
+                    }
                 }
-                S::store(to, sum);
+                s += U;
+            }
+            let scales = groups.scales.add(group * 2 * S::LANES);
+            let scales = [S::load(scales), S::load(scales.add(S::LANES))];
+            for r in 0..R {
+                for v in 0..2 {
+                    let mut sum = acc[0][r][v];
+                    for more in acc.iter().skip(1) {
+                        sum = P::add::<S>(sum, more[r][v]);
+                    }
+                    let to = sums.add((r * 2 + v) * S::LANES);
+                    S::store(to, S::fma(P::float::<S>(sum), scales[v], S::load(to)));
+                }
             }
         }
     }
@@ -673,7 +867,9 @@ unsafe fn finish_rows<S: Simd, E: Element>(
             let at = &*offsets.add(r);
             let mut sum = S::load(sums.add(r * 2 * S::LANES));
             if g.row_scale.is_some() {
-                sum = S::mul(sum, S::splat((g.a.add(at[3]) as *const f32).read_unaligned()));
+                let scale = g.a.add(at[3]) as *const f32;
+                sum = g.zeros.apply::<S>(sum, (scale.add(1) as *const i32).read_unaligned(), from);
+                sum = S::mul(sum, S::splat(scale.read_unaligned()));
             }
             let mut y = S::fma(sum, alpha, bias);
             y = act::<S>(kind, y);

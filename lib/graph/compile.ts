@@ -13,7 +13,7 @@ import { node } from "./ops.ts";
 import { planArena } from "./plan.ts";
 import { assemble } from "./program.ts";
 import { rewrite, type Rule } from "./rewrite.ts";
-import { FUSE, GATHER_VIEWS, HOIST, joinLinears, LEGALIZE, SIMPLIFY } from "./rules.ts";
+import { FUSE, GATHER_VIEWS, GATHER_WEIGHTS, HOIST, joinLinears, LEGALIZE, QUANTIZE, SIMPLIFY } from "./rules.ts";
 
 /** A program and what it reads and writes. */
 export interface Stage {
@@ -79,7 +79,7 @@ function optimize(recorded: readonly Node[], dump: Dump): readonly Node[] {
   pass("fused", FUSE);
   const linears = topological(outputs).filter((n) => n.op === "linear");
   const joined = joinLinears(linears, { make: node });
-  pass("joined", [...SIMPLIFY, ...HOIST, ...GATHER_VIEWS], joined);
+  pass("joined", [...SIMPLIFY, ...HOIST, ...GATHER_VIEWS, ...GATHER_WEIGHTS, ...QUANTIZE], joined);
   pass("legal", [...SIMPLIFY, ...LEGALIZE]);
   return outputs;
 }

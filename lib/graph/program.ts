@@ -15,7 +15,7 @@ import { ACTIVATION, BINARY, FORMAT, KERNELS, type ParamType, REDUCE, ROWS, sche
 
 /** `DNSE`. */
 const MAGIC = 0x45534e44;
-const FORMAT = 1;
+const PROGRAM_FORMAT = 1;
 
 const CODES: Partial<Record<ParamType, Readonly<Record<string, number>>>> = {
   unary: UNARY,
@@ -68,7 +68,7 @@ class Words {
  */
 export function assemble(lowered: Lowered, arena: Arena): Uint8Array<ArrayBuffer> {
   const words = new Words();
-  for (const word of [MAGIC, FORMAT, ...hash]) words.push(word);
+  for (const word of [MAGIC, PROGRAM_FORMAT, ...hash]) words.push(word);
   words.bytes(arena.bytes);
   words.push(lowered.externals.length);
   const slots = new Map<Storage, number>();

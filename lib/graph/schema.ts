@@ -58,23 +58,30 @@ export type ReduceKind = keyof typeof REDUCE;
  * - `sparse_int8`: u8 (N, K / 2 + K / 8), int8 with two of each four values kept: first the kept values, then their
  *   places in the group, two bits each, lower place first, the lowest bits first; K a multiple of 8.
  */
-export const FORMAT = { int8: 0, int4: 1, e4m3: 2, e5m2: 3, fpx: 4, sparse_int8: 5 } as const;
+export const FORMAT: Readonly<Record<FormatKind, number>> = {
+  int8: 0,
+  int4: 1,
+  e4m3: 2,
+  e5m2: 3,
+  fpx: 4,
+  sparse_int8: 5,
+};
 
 /** The name of a stored format of weights. */
-export type FormatKind = keyof typeof FORMAT;
+export type FormatKind = "int8" | "int4" | "e4m3" | "e5m2" | "fpx" | "sparse_int8";
 
 /**
  * How rows of activations are quantized at run time, by code. A quantized row of K values takes `rowBytes(K)` bytes,
  * u8: K codes, zeros up to a multiple of 64, then the row's scale (f32), its zero point (i32), and zeros.
  *
- * - `int8`: symmetric, scale = max|x| / 127; `int8_asym`: scale = (max - min) / 255 over a range that holds 0, and a
- *   zero point, -128 to 127.
+ * - `int8`: symmetric, scale = max|x| / 127.5, codes -128 to 127; `int8_asym`: scale = (max - min) / 255 over a range
+ *   that holds 0, and a zero point, -128 to 127.
  * - `e4m3`, `e5m2`: fp8, scale = max|x| / (448 or 57344).
  */
-export const ROWS = { none: 0, int8: 1, int8_asym: 2, e4m3: 3, e5m2: 4 } as const;
+export const ROWS: Readonly<Record<RowsKind, number>> = { none: 0, int8: 1, int8_asym: 2, e4m3: 3, e5m2: 4 };
 
 /** The name of a form of quantized rows. */
-export type RowsKind = keyof typeof ROWS;
+export type RowsKind = "none" | "int8" | "int8_asym" | "e4m3" | "e5m2";
 
 /** How a kernel reads or writes an operand: any strides; a dense last axis; rows of equal distance; no gaps at all. */
 export type Layout = "strided" | "inner" | "rows" | "dense";

@@ -7,6 +7,7 @@
 import type { Dtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { sameShape } from "../graph/ops.ts";
+import type { QuantizedTensor } from "../tensor/quantized.ts";
 import { Tensor } from "../tensor/tensor.ts";
 
 /** A trained tensor of a module: known by its shape, then filled from a checkpoint. */
@@ -14,6 +15,7 @@ export class Parameter {
   /** The shape that a checkpoint must have. */
   readonly shape: readonly number[];
   #tensor: Tensor | undefined;
+  #quantized: QuantizedTensor | undefined;
 
   /** Declares a parameter of a shape. */
   constructor(...shape: number[]) {
@@ -25,12 +27,29 @@ export class Parameter {
     return this.#tensor ??= new Tensor(leaf(this.shape, { dtype: "bf16", rate: RATE.constant }));
   }
 
-  /** Gives the values. */
+  /** Gives the values, in floats. */
   set tensor(value: Tensor) {
-    if (!sameShape(value.shape, this.shape)) {
-      throw new TypeError(`A parameter of [${this.shape.join(", ")}] cannot be [${value.shape.join(", ")}]`);
-    }
+    this.#check(value.shape);
     this.#tensor = value;
+    this.#quantized = undefined;
+  }
+
+  /** The values as they are stored, where they are quantized. */
+  get quantized(): QuantizedTensor | undefined {
+    return this.#quantized;
+  }
+
+  /** Gives the values, quantized. */
+  set quantized(value: QuantizedTensor) {
+    this.#check(value.shape);
+    this.#tensor = value.tensor;
+    this.#quantized = value;
+  }
+
+  #check(shape: readonly number[]): void {
+    if (!sameShape(shape, this.shape)) {
+      throw new TypeError(`A parameter of [${this.shape.join(", ")}] cannot be [${shape.join(", ")}]`);
+    }
   }
 
   /** Whether values were given. */

@@ -4,7 +4,7 @@ use super::*;
 use crate::dispatch;
 use crate::ensure;
 use crate::error::{Code, Error};
-use crate::gemm::{Gemm, Pairs, Product, Stored, gemm, panel};
+use crate::gemm::{Gemm, Groups, Pairs, Product, Stored, Zeros, gemm, panel};
 use crate::schema::DType;
 use crate::simd::{Element, Simd};
 use half::{bf16, f16};
@@ -96,10 +96,11 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
         b: weight.ptr,
         b_panel: panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size(),
         blocks: None,
-        groups: None,
         alpha: 1.0,
         column_scale: std::ptr::null(),
         row_scale: None,
+        groups: Groups::NONE,
+        zeros: Zeros::None,
         bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
         act,
         gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),

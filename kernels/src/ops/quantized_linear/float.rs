@@ -8,21 +8,21 @@
 use super::*;
 use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Fp8, Int4, Int8, Small, Table, planes};
 use crate::dispatch;
-use crate::gemm::{Blocks, Gemm, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, gemm, panel};
+use crate::gemm::{Blocks, Gemm, Grouped, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, Zeros, gemm, panel};
 use crate::simd::Element;
 use half::{bf16, f16};
 
 /// A packed weight as a level reads it: panels of chunks of codes, then each panel's scales, group by group, then its
 /// zero points likewise.
-struct Packed {
+pub(super) struct Packed {
     level: Level,
-    weight: Weight,
+    pub(super) weight: Weight,
     k: usize,
     codes: *const u8,
     scales: *const f32,
     /// Null where there are none.
     zeros: *const f32,
-    table: Table,
+    pub(super) table: Table,
     /// Whether blocks are decoded to pairs of bf16.
     pairs: bool,
 }
@@ -77,22 +77,35 @@ impl Packed {
         }
     }
 
+    pub(super) fn has_zeros(&self) -> bool {
+        !self.zeros.is_null()
+    }
+
+    /// Groups of a row, at least one.
+    pub(super) fn groups(&self) -> usize {
+        self.weight.groups(self.k).max(1)
+    }
+
     /// The codes of a panel from a place of K on that starts a chunk.
-    unsafe fn chunk(&self, panel: usize, width: usize, k: usize) -> *const u8 {
+    pub(super) unsafe fn chunk(&self, panel: usize, width: usize, k: usize) -> *const u8 {
         let columns = self.k.next_multiple_of(64);
         unsafe { self.codes.add((panel * columns + k) * width * self.weight.bits() / 8) }
     }
 
-    /// Scale and zero point of a panel's vector at a place of K.
+    /// The scale of a group in a panel's vector, 1 where the epilogue applies it, and its zero point.
     #[inline(always)]
-    unsafe fn group<S: Codes>(&self, panel: usize, v: usize, k: usize) -> (S::V, S::V) {
+    pub(super) unsafe fn group<S: Codes>(&self, panel: usize, v: usize, group: usize) -> (S::V, S::V) {
         unsafe {
-            let groups = self.weight.groups(self.k);
-            let group = (k / self.weight.group).min(groups - 1);
-            let at = ((panel * groups + group) * 2 + v) * S::LANES;
-            let scale = if self.by_column() || self.pairs { S::splat(1.0) } else { S::load(self.scales.add(at)) };
+            let at = ((panel * self.groups() + group) * 2 + v) * S::LANES;
+            let scale = if self.by_column() { S::splat(1.0) } else { S::load(self.scales.add(at)) };
             (scale, if self.zeros.is_null() { S::splat(0.0) } else { S::load(self.zeros.add(at)) })
         }
+    }
+
+    /// The same for a place of K, or one beyond it.
+    #[inline(always)]
+    unsafe fn group_of<S: Codes>(&self, panel: usize, v: usize, k: usize) -> (S::V, S::V) {
+        unsafe { self.group::<S>(panel, v, (k / self.weight.group).min(self.groups() - 1)) }
     }
 }
 
@@ -115,6 +128,7 @@ macro_rules! with_codec {
         $body
     }};
 }
+pub(super) use with_codec;
 
 /// Repeats a block for every step of a chunk as a constant, so that shifts are by constants.
 macro_rules! steps {
@@ -126,6 +140,7 @@ macro_rules! steps {
         })*
     }};
 }
+pub(super) use steps;
 
 impl Blocks for Packed {
     unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8) {
@@ -174,7 +189,7 @@ unsafe fn decode_on<S: Codes, C: Codec, P: Product>(
                 }),
                 Affine::Chunk => {
                     for v in 0..2 {
-                        let (scale, zero) = w.group::<S>(panel, v, k);
+                        let (scale, zero) = w.group_of::<S>(panel, v, k);
                         steps!(STEP => {
                             let (even, odd) = C::values::<S>(table, chunk, v, STEP);
                             let (mut even, mut odd) = (S::sub(even, zero), S::sub(odd, zero));
@@ -189,8 +204,8 @@ unsafe fn decode_on<S: Codes, C: Codec, P: Product>(
                 Affine::Place => {
                     for (step, v) in (0..CHUNK / 2).flat_map(|step| [(step, 0), (step, 1)]) {
                         let (even, odd) = C::values::<S>(table, chunk, v, step);
-                        let (even_scale, even_zero) = w.group::<S>(panel, v, k + 2 * step);
-                        let (odd_scale, odd_zero) = w.group::<S>(panel, v, k + 2 * step + 1);
+                        let (even_scale, even_zero) = w.group_of::<S>(panel, v, k + 2 * step);
+                        let (odd_scale, odd_zero) = w.group_of::<S>(panel, v, k + 2 * step + 1);
                         let even = S::mul(S::sub(even, even_zero), even_scale);
                         let odd = S::mul(S::sub(odd, odd_zero), odd_scale);
                         store::<S, P>(to, v, step, even, odd);
@@ -214,40 +229,44 @@ unsafe fn store<S: Codes, P: Product>(to: *mut f32, v: usize, step: usize, even:
     }
 }
 
-/// The multiply, whose `shape` is not of integers.
-pub(super) fn run(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
+/// `quantized_linear` of floats or of rows of fp8.
+pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
     linear::aligned(&args.view(1), DType::F32)?;
-    let dot = pairs(cx.level, s);
     match (s.rows, args.out().dtype) {
-        (Rows::E4m3, dtype) => run_fp8::<E4m3>(cx, args, s, dtype),
-        (Rows::E5m2, dtype) => run_fp8::<E5m2>(cx, args, s, dtype),
-        (_, DType::F32) => multiply::<Widened<f32>>(cx, args, s),
-        (_, DType::BF16) if dot => multiply::<Pairs>(cx, args, s),
-        (_, DType::BF16) => multiply::<Widened<bf16>>(cx, args, s),
-        (_, _) => multiply::<Widened<f16>>(cx, args, s),
+        (Rows::E4m3, dtype) => run_fp8::<E4m3>(cx, args, s, act, dtype),
+        (Rows::E5m2, dtype) => run_fp8::<E5m2>(cx, args, s, act, dtype),
+        (_, DType::F32) => multiply::<Widened<f32>>(cx, args, s, act),
+        (_, DType::BF16) if pairs(cx.level, &s, args.out().rows()) => multiply::<Pairs>(cx, args, s, act),
+        (_, DType::BF16) => multiply::<Widened<bf16>>(cx, args, s, act),
+        (_, _) => multiply::<Widened<f16>>(cx, args, s, act),
     }
 }
 
 /// Whether floats that are exact in bf16 are multiplied in pairs.
-fn pairs(level: Level, s: &Shape) -> bool {
-    level == Level::Avx512Bf16 && chunked(&s.weight, s.k)
+fn pairs(level: Level, s: &Shape, m: usize) -> bool {
+    // In registers int8 becomes f32 sooner than bf16.
+    level == Level::Avx512Bf16 && chunked(&s.weight, s.k) && (s.weight.format != Format::Int8 || m > few::ROWS)
 }
 
-fn run_fp8<F: Fp8>(cx: &Cx, args: &Args, s: &Shape, dtype: DType) -> Result<()> {
+fn run_fp8<F: Fp8>(cx: &Cx, args: &Args, s: Shape, act: Activation, dtype: DType) -> Result<()> {
     match dtype {
-        DType::F32 => multiply_fp8::<F, f32>(cx, args, s),
-        DType::BF16 => multiply_fp8::<F, bf16>(cx, args, s),
-        _ => multiply_fp8::<F, f16>(cx, args, s),
+        DType::F32 => multiply_fp8::<F, f32>(cx, args, s, act),
+        DType::BF16 => multiply_fp8::<F, bf16>(cx, args, s, act),
+        _ => multiply_fp8::<F, f16>(cx, args, s, act),
     }
 }
 
-fn multiply_fp8<F: Fp8, E: Element>(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
-    if pairs(cx.level, s) { multiply::<PairsFp8<F, E>>(cx, args, s) } else { multiply::<WidenedFp8<F, E>>(cx, args, s) }
+fn multiply_fp8<F: Fp8, E: Element>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
+    if pairs(cx.level, &s, args.out().rows()) {
+        multiply::<PairsFp8<F, E>>(cx, args, s, act)
+    } else {
+        multiply::<WidenedFp8<F, E>>(cx, args, s, act)
+    }
 }
 
-fn multiply<P: Product>(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
+fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    let packed = Packed::new(cx.level, s, args.view(1).ptr, args.i32(7) != 0, P::STEP == 2);
+    let packed = Packed::new(cx.level, &s, args.view(1).ptr, args.i32(7) != 0, P::STEP == 2);
     let g = Gemm {
         m: out.rows(),
         n: s.n,
@@ -258,21 +277,26 @@ fn multiply<P: Product>(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
         b: std::ptr::null(),
         b_panel: 0,
         blocks: Some(&packed),
-        groups: (packed.pairs && !packed.by_column()).then(|| Groups {
-            scales: packed.scales,
-            count: s.weight.groups(s.k),
-            steps: s.weight.group / P::STEP,
-        }),
         alpha: 1.0,
         column_scale: if packed.by_column() { packed.scales } else { std::ptr::null() },
         row_scale: (s.rows != Rows::None).then(|| rows_scale(s.k)),
+        groups: Groups {
+            scales: packed.scales,
+            distance: s.weight.groups(s.k) * panel(cx.level),
+            steps: s.weight.group / P::STEP,
+            first: 0,
+        },
+        zeros: Zeros::None,
         bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
-        act: Activation::from_code(args.params[2]).unwrap_or(Activation::None),
+        act,
         gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
         residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
         out,
     };
-    gemm::<P>(cx, &g)
+    if g.m <= few::ROWS && chunked(&s.weight, s.k) {
+        return few::few::<P>(cx, &g, &packed);
+    }
+    if packed.pairs && !packed.by_column() { gemm::<Grouped<P>>(cx, &g) } else { gemm::<P>(cx, &g) }
 }
 
 /// Stored codes, scales and zero points to panels.
@@ -280,7 +304,8 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
     let (codes, scale, zero, out) = (args.view(0), args.view(1), args.optional(2), args.out());
     linear::aligned(&out, DType::F32)?;
     let width = panel(cx.level);
-    let groups = s.weight.groups(s.k);
+    let known = s.weight.groups(s.k);
+    let groups = known.max(1);
     let columns = s.k.next_multiple_of(64);
     let bytes = CHUNK * width * s.weight.bits() / 8;
     let scales = View { dtype: DType::F32, ptr: out.ptr.wrapping_add(codes_bytes(s)), ..out };
@@ -307,8 +332,8 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
         for (group, column) in (0..groups).flat_map(|group| (0..width).map(move |column| (group, column))) {
             let row = panel * width + column;
             let at = (panel * groups + group) * width + column;
-            let from = row * groups + group;
-            let inside = row < s.n;
+            let from = row * known + group;
+            let inside = row < s.n && group < known;
             unsafe {
                 scales.set(at, if inside { scale.get(from) } else { 0.0 });
                 let zero = zero.filter(|_| inside).map_or(0.0, |zero| zero.get(from));
