@@ -32,11 +32,14 @@ export * from "./lib/models/t5_encoder_model.ts";
 export type { LoadOptions } from "./lib/nn/checkpoint.ts";
 export * from "./lib/nn/layers.ts";
 export * from "./lib/nn/module.ts";
+export { saveModel, type SaveOptions } from "./lib/nn/save.ts";
 export * from "./lib/pipelines/flux.ts";
 export * from "./lib/pipelines/hub.ts";
+export * from "./lib/pipelines/optimize.ts";
 export type { Seed } from "./lib/pipelines/pipeline.ts";
 export * from "./lib/pipelines/recipe.ts";
 export * from "./lib/pipelines/tokenizer.ts";
+export * from "./lib/quantize/describe.ts";
 export * from "./lib/quantize/fp8dq.ts";
 export * from "./lib/quantize/fp8dqrow.ts";
 export * from "./lib/quantize/fp8wo.ts";
@@ -50,7 +53,13 @@ export * from "./lib/quantize/scheme.ts";
 export * from "./lib/quantize/schemes.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
 export * from "./lib/tensor/device.ts";
-export * from "./lib/tensor/function.ts";
+export {
+  type CallOptions,
+  CompiledFunction,
+  type CompiledInfo,
+  compileFunction,
+  type FunctionOptions,
+} from "./lib/tensor/function.ts";
 export * from "./lib/tensor/quantized.ts";
 export * from "./lib/tensor/random.ts";
 export * from "./lib/tensor/realize.ts";

@@ -7,6 +7,7 @@
 import type { Dtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { sameShape } from "../graph/ops.ts";
+import { weightsChanged } from "../tensor/function.ts";
 import type { QuantizedTensor } from "../tensor/quantized.ts";
 import { Tensor } from "../tensor/tensor.ts";
 
@@ -30,6 +31,7 @@ export class Parameter {
   /** Gives the values, in floats. */
   set tensor(value: Tensor) {
     this.#check(value.shape);
+    if (this.#tensor) weightsChanged();
     this.#tensor = value;
     this.#quantized = undefined;
   }
@@ -42,6 +44,7 @@ export class Parameter {
   /** Gives the values, quantized. */
   set quantized(value: QuantizedTensor) {
     this.#check(value.shape);
+    if (this.#tensor) weightsChanged();
     this.#tensor = value.tensor;
     this.#quantized = value;
   }
@@ -94,8 +97,19 @@ function* modulesOf(value: unknown, name: string): Generator<[string, Module]> {
 
 /** A model: a module made from a configuration, that computes in one float type. */
 export abstract class Model extends Module {
+  /** The fields of the configuration, as its file has them. */
+  readonly configFields: Readonly<Record<string, unknown>>;
+  /** What the file of its weights is called, without endings. */
+  readonly weightsName: string;
   /** The type that activations have; parameters keep their checkpoint's. */
   #dtype: Dtype = "f32";
+
+  /** A model of a configuration, and the name of its weights' file. */
+  constructor(configFields: Readonly<Record<string, unknown>>, weightsName: string) {
+    super();
+    this.configFields = configFields;
+    this.weightsName = weightsName;
+  }
 
   /** The type that activations have. */
   get dtype(): Dtype {

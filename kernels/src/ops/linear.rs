@@ -9,6 +9,8 @@ use crate::schema::DType;
 use crate::simd::{Element, Simd};
 use half::{bf16, f16};
 
+/// Ways to cut the work, by the parameter `variant`.
+pub const VARIANTS: u32 = 1;
 /// out = residual + gate * act(x W^T + bias).
 pub static LINEAR: Kernel = Kernel { check, run, reference };
 /// Rows (N, K) to the level's panels.
