@@ -16,9 +16,6 @@ pub static QUANTIZED_LINEAR: Kernel = Kernel { check, run, reference };
 /// Stored codes, scales and zero points to the level's layout.
 pub static PACK_QUANTIZED: Kernel = Kernel { check: check_pack, run: pack, reference: pack_reference };
 
-/// The ways to cut the work: 0 is chosen by shape.
-const VARIANTS: u32 = 4;
-
 /// What both kernels are told about a weight.
 #[derive(Clone, Copy)]
 struct Shape {
