@@ -8,7 +8,7 @@ const task = await inferenceTask(Deno.args);
 
 // Load: a folder, a hub id or a URL.
 const pipe = await FluxPipeline.load(task.model, task.load);
-task.prepare(pipe);
+await task.prepare(pipe);
 
 // Run.
 const result = await pipe(task.prompts, task.options);

@@ -19,7 +19,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Steps of K in a block: a panel's block takes 32 KB of four-byte lanes in AVX-512.
-const BLOCK: usize = 256;
+pub const BLOCK: usize = 256;
 /// The distance between staged rows: an odd number of cache lines, so that the rows of a tile spread over all sets.
 const ROW: usize = BLOCK + 16;
 /// Staged rows that may stay for all of K, in four-byte units: most of a second-level cache.
@@ -33,12 +33,20 @@ const REMEMBERED: usize = 64;
 
 /// How A and B meet: what a four-byte unit of a staged row holds, and what a lane of B holds.
 pub trait Product: Copy + Send + Sync + 'static {
-    /// The storage type of A, the result and its epilogue.
+    /// The storage type of A.
+    type A: Copy;
+    /// The storage type of the result and its epilogue.
     type E: Element;
+    /// The product whose tiles serve, where another's differ by types alone that no tile sees.
+    type Tiles: Product;
     /// Elements of K in a step.
     const STEP: usize;
     /// Bytes of one column of one step of B.
     const BYTES: usize;
+    /// Elements of K in a step at a level.
+    fn step(_: Level) -> usize {
+        Self::STEP
+    }
     /// Loads a vector of columns.
     ///
     /// # Safety
@@ -49,13 +57,27 @@ pub trait Product: Copy + Send + Sync + 'static {
     /// # Safety
     /// The CPU has the level of `S`.
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V;
+    /// Two sums together.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
+        unsafe { S::add(a, b) }
+    }
+    /// Sums (R, panel) of a tile.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`; the tile's operands can be read, its sums written.
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate::<S, Self, R, U>(t) }
+    }
     /// Copies `len` elements `stride` apart into units.
     ///
     /// # Safety
     /// All elements can be read, `len` over the step units written.
-    unsafe fn stage<S: Simd>(from: *const Self::E, stride: usize, len: usize, to: *mut f32) {
-        unsafe { widen::<S, Self::E>(from, stride, len, to) }
-    }
+    unsafe fn stage<S: Simd>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
 }
 
 #[inline(always)]
@@ -80,7 +102,9 @@ unsafe fn widen<S: Simd, E: Element>(from: *const E, stride: usize, len: usize, 
 pub struct Stored<E>(PhantomData<E>);
 
 impl<E: Element> Product for Stored<E> {
+    type A = E;
     type E = E;
+    type Tiles = Self;
     const STEP: usize = 1;
     const BYTES: usize = E::SIZE;
     #[inline(always)]
@@ -102,7 +126,9 @@ impl<E: Element> Product for Stored<E> {
 pub struct Widened<E>(PhantomData<E>);
 
 impl<E: Element> Product for Widened<E> {
+    type A = E;
     type E = E;
+    type Tiles = Stored<f32>;
     const STEP: usize = 1;
     const BYTES: usize = 4;
     #[inline(always)]
@@ -124,7 +150,9 @@ impl<E: Element> Product for Widened<E> {
 pub struct Pairs;
 
 impl Product for Pairs {
+    type A = bf16;
     type E = bf16;
+    type Tiles = Self;
     const STEP: usize = 2;
     const BYTES: usize = 4;
     #[inline(always)]
@@ -146,12 +174,107 @@ impl Product for Pairs {
                     *to.add(i) = *from.add(i * stride);
                 }
             }
-            // The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
-            if len % 2 == 1 {
-                *to.add(len) = bf16::ZERO;
+            pair_last(to, len);
+        }
+    }
+}
+
+/// The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
+#[inline(always)]
+unsafe fn pair_last(to: *mut bf16, len: usize) {
+    if len % 2 == 1 {
+        unsafe { *to.add(len) = bf16::ZERO };
+    }
+}
+
+/// Codes of int8 in A and B, summed exactly in i32: fours of bytes, A's shifted to u8, where there is VNNI; elsewhere
+/// pairs of i16, as a sum of two products of bytes can exceed 16 bits.
+#[derive(Clone, Copy)]
+pub struct Integers<E>(PhantomData<E>);
+
+/// What is added to A's codes where there is VNNI.
+pub const VNNI_SHIFT: i32 = 128;
+
+impl<E: Element> Product for Integers<E> {
+    type A = u8;
+    type E = E;
+    type Tiles = Integers<f32>;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    fn step(level: Level) -> usize {
+        if level == Level::Avx512Bf16 { 4 } else { 2 }
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { if S::VNNI { S::dot_u8_i8(acc, a, b) } else { S::dot_i16(acc, a, b) } }
+    }
+    #[inline(always)]
+    unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
+        unsafe { S::add_i32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Simd>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            if S::VNNI {
+                let to = to as *mut u8;
+                for i in 0..len {
+                    *to.add(i) = *from.add(i) ^ 0x80;
+                }
+                // Whatever is multiplied by B's zeros.
+                std::ptr::write_bytes(to.add(len), 0, len.next_multiple_of(4) - len);
+            } else {
+                let to = to as *mut i16;
+                for i in 0..len {
+                    *to.add(i) = *from.add(i) as i8 as i16;
+                }
+                std::ptr::write_bytes(to.add(len), 0, len % 2);
             }
         }
     }
+}
+
+/// `Integers` whose B has scales for groups of K: the sums of each group are exact in i32, and added up in f32.
+#[derive(Clone, Copy)]
+pub struct GroupedIntegers<E>(PhantomData<E>);
+
+impl<E: Element> Product for GroupedIntegers<E> {
+    type A = u8;
+    type E = E;
+    type Tiles = GroupedIntegers<f32>;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    fn step(level: Level) -> usize {
+        Integers::<E>::step(level)
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { Integers::<E>::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { Integers::<E>::mac::<S>(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
+        unsafe { accumulate_groups::<S, R, U>(t) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Simd>(from: *const u8, stride: usize, len: usize, to: *mut f32) {
+        unsafe { Integers::<E>::stage::<S>(from, stride, len, to) }
+    }
+}
+
+/// B in a form of its own, decoded a block of a panel at a time.
+pub trait Blocks: Sync {
+    /// Writes `steps` steps of a panel, from step `first` on, as the product's B.
+    ///
+    /// # Safety
+    /// `first` is a multiple of `BLOCK`, and `to` has room for as many steps.
+    unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8);
 }
 
 /// Columns in a panel at a level: two vectors.
@@ -167,9 +290,9 @@ const fn tile_rows(registers: usize) -> usize {
     (registers - 4) / 2
 }
 
-/// One multiply: out (M, N) = residual + gate * act(alpha * A B + bias).
+/// One multiply: out (M, N) = residual + gate * act(scale * A B + bias).
 #[derive(Clone, Copy)]
-pub struct Gemm {
+pub struct Gemm<'a> {
     /// Rows.
     pub m: usize,
     /// Columns.
@@ -186,8 +309,18 @@ pub struct Gemm {
     pub b: *const u8,
     /// Bytes from panel to panel.
     pub b_panel: usize,
+    /// What B is decoded from, in place of `b`.
+    pub blocks: Option<&'a dyn Blocks>,
     /// What the sums are multiplied by.
     pub alpha: f32,
+    /// What each column's sums are multiplied by besides, up to a whole panel, or null.
+    pub column_scale: *const f32,
+    /// Where each row of A holds what its sums are multiplied by besides, in bytes from the row's start.
+    pub row_scale: Option<usize>,
+    /// The scales of groups of K, where B has them.
+    pub groups: Groups,
+    /// What A's zero points add to the sums.
+    pub zeros: Zeros,
     /// Added to each column, or null.
     pub bias: *const f32,
     /// Applied after the bias.
@@ -201,8 +334,66 @@ pub struct Gemm {
 }
 
 // Threads share it; what they may touch was checked.
-unsafe impl Send for Gemm {}
-unsafe impl Sync for Gemm {}
+unsafe impl Send for Gemm<'_> {}
+unsafe impl Sync for Gemm<'_> {}
+
+/// The scales of B's groups of K: (N / panel, groups, panel). None where the distance is 0.
+#[derive(Clone, Copy)]
+pub struct Groups {
+    /// The first panel's, then the tile's panel's.
+    pub scales: *const f32,
+    /// Elements from panel to panel.
+    pub distance: usize,
+    /// Steps of K in a group.
+    pub steps: usize,
+    /// The step of K at which a tile's block begins.
+    pub first: usize,
+}
+
+impl Groups {
+    /// Those of a B that has none.
+    pub const NONE: Groups = Groups { scales: std::ptr::null(), distance: 0, steps: 0, first: 0 };
+
+    /// Those of a panel's block.
+    fn panel(self, column: usize, panel: usize, first: usize) -> Self {
+        Self { scales: self.scales.wrapping_add(column / panel * self.distance), first, ..self }
+    }
+}
+
+/// How sums of codes become sums of what the codes stand for: x - zero, or x + shift - zero where A was shifted.
+#[derive(Clone, Copy)]
+pub enum Zeros {
+    /// They are that already.
+    None,
+    /// Sums are integers: take zero times each column's sum of B's codes, 24 bits above eight others.
+    Integers(*const i32, i32),
+    /// Sums are floats: take zero times each column's scaled sum of B's codes.
+    Floats(*const f32, i32),
+}
+
+impl Zeros {
+    /// The sums of a vector of columns from `from` on, for a row with this zero point.
+    #[inline(always)]
+    unsafe fn apply<S: Simd>(self, sum: S::V, zero: i32, from: usize) -> S::V {
+        unsafe {
+            match self {
+                Zeros::None => sum,
+                Zeros::Integers(columns, shift) => {
+                    let mut lanes = [0f32; 16];
+                    for (i, lane) in lanes.iter_mut().enumerate().take(S::LANES) {
+                        *lane = f32::from_bits((columns.add(from + i).read_unaligned() >> 8) as u32);
+                    }
+                    let times = S::splat(f32::from_bits(zero.wrapping_add(shift).wrapping_neg() as u32));
+                    S::float_i32(S::add_i32(sum, S::mul_i32(times, S::load(lanes.as_ptr()))))
+                }
+                Zeros::Floats(columns, shift) => {
+                    let times = S::splat(-(zero.wrapping_add(shift) as f32));
+                    S::fma(times, S::load(columns.add(from)), sum)
+                }
+            }
+        }
+    }
+}
 
 /// The rows and columns of one task, and how rows are staged.
 #[derive(Clone, Copy)]
@@ -217,15 +408,16 @@ struct Region {
     staged: bool,
 }
 
-/// Offsets of one row in out, gate and residual.
-type Offsets = [usize; 3];
+/// Offsets of one row in out, gate and residual; bytes from A to the row's scale.
+pub type Offsets = [usize; 4];
 
 impl Region {
-    /// Bytes of scratch memory: offsets of rows, staged rows, partial sums.
-    fn scratch(&self, blocks: usize, panel: usize) -> [usize; 3] {
+    /// Bytes of scratch memory: offsets of rows, staged rows, a decoded block, partial sums.
+    fn scratch(&self, decoded: bool, blocks: usize, panel: usize) -> [usize; 4] {
         let staged = if self.whole { blocks } else { 1 } * self.rows * ROW * 4;
+        let decoded = if decoded { BLOCK * panel * 4 } else { 0 };
         let sums = if blocks > 1 { self.rows * self.columns.next_multiple_of(panel) } else { 16 * panel } * 4;
-        [(self.rows * size_of::<Offsets>()).next_multiple_of(64), staged.next_multiple_of(64), sums]
+        [(self.rows * size_of::<Offsets>()).next_multiple_of(64), staged.next_multiple_of(64), decoded, sums]
     }
 }
 
@@ -234,7 +426,7 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
-    let steps = g.k.div_ceil(P::STEP);
+    let steps = g.k.div_ceil(P::step(cx.level));
     let blocks = steps.div_ceil(BLOCK).max(1);
     // Blocks of rows depend on the shape alone, so that the order of every sum does.
     let whole = g.m.min(56) * blocks * ROW <= STAGED;
@@ -270,7 +462,7 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
             staged: whole && staged.get(thread).is_some_and(|s| s.swap(i, Ordering::Relaxed) == i),
         };
         // The first block's sizes serve all, so that memory grows before anything is remembered in it.
-        let sizes = Region { rows, columns: width * panel, ..region }.scratch(blocks, panel);
+        let sizes = Region { rows, columns: width * panel, ..region }.scratch(g.blocks.is_some(), blocks, panel);
         unsafe {
             let scratch = cx.pool.scratch(thread, sizes.iter().sum());
             block::<P>(cx.level, cx.level, g, &region, scratch, sizes);
@@ -286,10 +478,10 @@ pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) 
     if g.m == 0 || g.n == 0 {
         return;
     }
-    let blocks = g.k.div_ceil(P::STEP).div_ceil(BLOCK).max(1);
+    let blocks = g.k.div_ceil(P::step(level)).div_ceil(BLOCK).max(1);
     for row in (0..g.m).step_by(ROWS) {
         let region = Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, whole: false, staged: false };
-        let sizes = Region { rows: ROWS, ..region }.scratch(blocks, panel(level));
+        let sizes = Region { rows: ROWS, ..region }.scratch(g.blocks.is_some(), blocks, panel(level));
         unsafe { block::<P>(level, level, g, &region, scratch, sizes) };
     }
 }
@@ -297,49 +489,52 @@ pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) 
 /// What `gemm_serial` needs.
 pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
     let region = Region { row: 0, rows: ROWS, column: 0, columns: n, whole: false, staged: false };
-    region.scratch(k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
+    region.scratch(false, k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
 }
 
-dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 3]) => block_on);
+dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) => block_on);
 
 #[inline(always)]
-unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 3]) {
+unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
     unsafe {
         let offsets = scratch as *mut Offsets;
         let stage = scratch.add(sizes[0]) as *mut f32;
-        let sums = scratch.add(sizes[0] + sizes[1]) as *mut f32;
+        let decoded = scratch.add(sizes[0] + sizes[1]);
+        let sums = scratch.add(sizes[0] + sizes[1] + sizes[2]) as *mut f32;
         let panel = 2 * S::LANES;
         let panels = region.columns.div_ceil(panel);
-        let steps = g.k.div_ceil(P::STEP);
+        let step = P::step(level);
+        let steps = g.k.div_ceil(step);
         let blocks = steps.div_ceil(BLOCK).max(1);
         // Tiles of nearly equal rows.
         let tiles = region.rows.div_ceil(tile_rows(S::REGISTERS));
         if !region.staged {
-            row_offsets(&g.out, region, offsets, 0);
-            for (which, view) in [(1, &g.gate), (2, &g.residual)] {
-                if let Some(view) = view {
-                    row_offsets(view, region, offsets, which);
-                }
-            }
+            row_offsets(g, region.row, region.rows, offsets);
         }
         for block in 0..blocks {
             let first = block * BLOCK;
             let count = BLOCK.min(steps - first);
             let stage = if region.whole { stage.add(block * region.rows * ROW) } else { stage };
             if !region.staged {
-                let k = first * P::STEP;
-                let len = (count * P::STEP).min(g.k - k);
+                let k = first * step;
+                let len = (count * step).min(g.k - k);
                 for row in 0..region.rows {
-                    let from = (g.a as *const P::E).add((region.row + row) * g.a_row + k * g.a_column);
+                    let from = (g.a as *const P::A).add((region.row + row) * g.a_row + k * g.a_column);
                     P::stage::<S>(from, g.a_column, len, stage.add(row * ROW));
                 }
             }
             let last = block + 1 == blocks;
             for p in 0..panels {
                 let column = region.column + p * panel;
-                let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
-                // The block after this one, which the first tile fetches into the second-level cache.
-                let next = if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b };
+                let (b, next) = if let Some(blocks) = g.blocks {
+                    blocks.decode(column / panel, first, count, decoded);
+                    (decoded as *const u8, decoded as *const u8)
+                } else {
+                    let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
+                    // The block after this one, which the first tile fetches into the second-level cache.
+                    (b, if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b })
+                };
+                let groups = g.groups.panel(column, panel, first);
                 let mut row = 0;
                 for t in 0..tiles {
                     let end = (t + 1) * region.rows / tiles;
@@ -347,7 +542,8 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
                     let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
                     let ahead = if t == 0 { next } else { b };
                     let a = stage.add(row * ROW);
-                    tile::<P>(level, rows, Tile { a, b, steps: count, sums: sum, add: block > 0, ahead });
+                    let t = Tile { a, b, steps: count, sums: sum, add: block > 0, ahead, groups };
+                    tile::<P::Tiles>(level, rows, t);
                     if last {
                         finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
                     }
@@ -358,16 +554,22 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
     }
 }
 
-/// Writes the offsets of a region's rows in a view.
-unsafe fn row_offsets(view: &View, region: &Region, offsets: *mut Offsets, which: usize) {
+/// Writes the offsets of rows.
+///
+/// # Safety
+/// `to` has room for them.
+pub unsafe fn row_offsets(g: &Gemm, row: usize, rows: usize, to: *mut Offsets) {
     unsafe {
-        if let Some(stride) = view.row_stride() {
-            for i in 0..region.rows {
-                (*offsets.add(i))[which] = (region.row + i) * stride;
+        for (which, view) in [(0, Some(&g.out)), (1, g.gate.as_ref()), (2, g.residual.as_ref())] {
+            let Some(view) = view else { continue };
+            let stride = view.row_stride();
+            for i in 0..rows {
+                (*to.add(i))[which] = stride.map_or_else(|| view.row_offset(row + i), |stride| (row + i) * stride);
             }
-        } else {
-            for i in 0..region.rows {
-                (*offsets.add(i))[which] = view.row_offset(region.row + i);
+        }
+        if let Some(scale) = g.row_scale {
+            for i in 0..rows {
+                (*to.add(i))[3] = (row + i) * g.a_row + scale;
             }
         }
     }
@@ -375,7 +577,7 @@ unsafe fn row_offsets(view: &View, region: &Region, offsets: *mut Offsets, which
 
 /// One tile's operands: staged rows, a panel's block and its steps, sums, what to fetch meanwhile.
 #[derive(Clone, Copy)]
-struct Tile {
+pub struct Tile {
     a: *const f32,
     b: *const u8,
     steps: usize,
@@ -383,6 +585,7 @@ struct Tile {
     /// Whether to add to the sums.
     add: bool,
     ahead: *const u8,
+    groups: Groups,
 }
 
 /// Picks the code for the number of rows.
@@ -405,19 +608,19 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn avx2<P: Product, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate::<crate::simd::Avx2, P, R, U>(t) }
+        unsafe { P::accumulate::<crate::simd::Avx2, R, U>(t) }
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn avx512<P: Product, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate::<crate::simd::Avx512, P, R, U>(t) }
+        unsafe { P::accumulate::<crate::simd::Avx512, R, U>(t) }
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
     unsafe fn avx512_bf16<P: Product, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate::<crate::simd::Avx512Bf16, P, R, U>(t) }
+        unsafe { P::accumulate::<crate::simd::Avx512Bf16, R, U>(t) }
     }
     unsafe {
         match level {
@@ -427,7 +630,7 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
             Level::Avx512 => avx512::<P, R, U>(t),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => avx512_bf16::<P, R, U>(t),
-            _ => accumulate::<crate::simd::Portable, P, R, U>(t),
+            _ => P::accumulate::<crate::simd::Portable, R, U>(t),
         }
     }
 }
@@ -439,7 +642,7 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     if R > tile_rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
-    let Tile { a, b, steps, sums, add, ahead } = t;
+    let Tile { a, b, steps, sums, add, ahead, .. } = t;
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[[zero; 2]; R]; U];
@@ -482,9 +685,59 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
             for v in 0..2 {
                 let mut sum = acc[0][r][v];
                 for more in acc.iter().skip(1) {
-                    sum = S::add(sum, more[r][v]);
+                    sum = P::add::<S>(sum, more[r][v]);
                 }
                 S::store(sums.add((r * 2 + v) * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// Sums (R, panel) in f32 of integers' sums by group. A group's steps are a multiple of U, and of what ends a block.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
+unsafe fn accumulate_groups<S: Simd, const R: usize, const U: usize>(t: Tile) {
+    type P = Integers<f32>;
+    if R > tile_rows(S::REGISTERS) {
+        unreachable!("tiles have at most so many rows as registers allow");
+    }
+    let Tile { a, b, steps, sums, add, groups, .. } = t;
+    unsafe {
+        let zero = S::splat(0.0);
+        if !add {
+            for i in 0..2 * R {
+                S::store(sums.add(i * S::LANES), zero);
+            }
+        }
+        let vector = S::LANES * 4;
+        let mut s = 0;
+        while s < steps {
+            let group = (groups.first + s) / groups.steps;
+            let end = ((group + 1) * groups.steps - groups.first).min(steps);
+            let mut acc = [[[zero; 2]; R]; U];
+            while s < end {
+                for u in 0..U {
+                    let b = b.add((s + u) * 2 * vector);
+                    let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
+                    for r in 0..R {
+                        let x = S::splat(*a.add(r * ROW + s + u));
+                        acc[u][r][0] = P::mac::<S>(acc[u][r][0], x, b0);
+                        acc[u][r][1] = P::mac::<S>(acc[u][r][1], x, b1);
+                    }
+                }
+                s += U;
+            }
+            let scales = groups.scales.add(group * 2 * S::LANES);
+            let scales = [S::load(scales), S::load(scales.add(S::LANES))];
+            for r in 0..R {
+                for v in 0..2 {
+                    let mut sum = acc[0][r][v];
+                    for more in acc.iter().skip(1) {
+                        sum = P::add::<S>(sum, more[r][v]);
+                    }
+                    let to = sums.add((r * 2 + v) * S::LANES);
+                    S::store(to, S::fma(S::float_i32(sum), scales[v], S::load(to)));
+                }
             }
         }
     }
@@ -502,7 +755,9 @@ unsafe fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// Turns sums into results: alpha, bias, activation, gate, residual.
+dispatch!(pub fn finish_tile<E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) => finish);
+
+/// Turns sums into results: scales, bias, activation, gate, residual.
 #[inline(always)]
 unsafe fn finish<S: Simd, E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) {
     unsafe {
@@ -540,11 +795,20 @@ unsafe fn finish_rows<S: Simd, E: Element>(
     width: usize,
 ) {
     unsafe {
-        let alpha = S::splat(g.alpha);
+        let mut alpha = S::splat(g.alpha);
+        if !g.column_scale.is_null() {
+            alpha = S::mul(alpha, S::load(g.column_scale.add(from)));
+        }
         let bias = if g.bias.is_null() { S::splat(0.0) } else { load::<S, f32>(g.bias.add(from), width) };
         for r in 0..rows {
             let at = &*offsets.add(r);
-            let mut y = S::fma(S::load(sums.add(r * 2 * S::LANES)), alpha, bias);
+            let mut sum = S::load(sums.add(r * 2 * S::LANES));
+            if g.row_scale.is_some() {
+                let scale = g.a.add(at[3]) as *const f32;
+                sum = g.zeros.apply::<S>(sum, (scale.add(1) as *const i32).read_unaligned(), from);
+                sum = S::mul(sum, S::splat(scale.read_unaligned()));
+            }
+            let mut y = S::fma(sum, alpha, bias);
             y = act::<S>(kind, y);
             if let Some(gate) = &g.gate {
                 y = S::mul(y, columns::<S, E>(gate, at[1], from, width));

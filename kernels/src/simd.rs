@@ -14,6 +14,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Whether `dot_bf16` is one instruction.
     const BF16_DOT: bool = false;
+    /// Whether `dot_u8_i8` is one instruction.
+    const VNNI: bool = false;
     /// How many registers there are, for choosing tile sizes.
     const REGISTERS: usize;
 
@@ -57,6 +59,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
         let _ = (a, b);
         acc
     }
+    /// acc + the products of pairs, in lanes of i32: each lane of `a` and `b` holds two i16 values.
+    unsafe fn dot_i16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// acc + the products of fours, in lanes of i32: each lane of `a` holds four u8 values, of `b` four i8 values. Only
+    /// where `VNNI`.
+    unsafe fn dot_u8_i8(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let _ = (a, b);
+        acc
+    }
+    /// Lanes of i32, wrapping.
+    unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// Lanes of i32, wrapping.
+    unsafe fn mul_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// Lanes of i32 as floats, rounded to nearest even.
+    unsafe fn float_i32(a: Self::V) -> Self::V;
     /// e^x, within 2 ulp where the result is normal; 0 below, infinity above.
     #[inline(always)]
     unsafe fn exp(x: Self::V) -> Self::V {
@@ -294,6 +310,26 @@ impl Simd for Portable {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
+    unsafe fn dot_i16(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let half = |x: f32, shift: u32| (x.to_bits() << (16 - shift)) as i32 >> 16;
+        lanes!(|i| {
+            let sum = half(a[i], 0) * half(b[i], 0) + half(a[i], 16) * half(b[i], 16);
+            f32::from_bits((acc[i].to_bits()).wrapping_add(sum as u32))
+        })
+    }
+    #[inline(always)]
+    unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| f32::from_bits(a[i].to_bits().wrapping_add(b[i].to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn mul_i32(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| f32::from_bits(a[i].to_bits().wrapping_mul(b[i].to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn float_i32(a: Self::V) -> Self::V {
+        lanes!(|i| a[i].to_bits() as i32 as f32)
+    }
+    #[inline(always)]
     unsafe fn flush_exp(x: Self::V, scaled: Self::V) -> Self::V {
         lanes!(|i| if x[i].is_nan() {
             x[i]
@@ -445,6 +481,25 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn dot_i16(acc: __m256, a: __m256, b: __m256) -> __m256 {
+            unsafe {
+                let products = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), products))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add_i32(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+        }
+        #[inline(always)]
+        unsafe fn mul_i32(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_castsi256_ps(_mm256_mullo_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+        }
+        #[inline(always)]
+        unsafe fn float_i32(a: __m256) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(a)) }
+        }
+        #[inline(always)]
         unsafe fn flush_exp(x: __m256, scaled: __m256) -> __m256 {
             unsafe {
                 let under = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(-87.336_54));
@@ -560,6 +615,25 @@ mod x86 {
                     unsafe { _mm512_reduce_max_ps(a) }
                 }
                 #[inline(always)]
+                unsafe fn dot_i16(acc: __m512, a: __m512, b: __m512) -> __m512 {
+                    unsafe {
+                        let products = _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b));
+                        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(acc), products))
+                    }
+                }
+                #[inline(always)]
+                unsafe fn add_i32(a: __m512, b: __m512) -> __m512 {
+                    unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
+                }
+                #[inline(always)]
+                unsafe fn mul_i32(a: __m512, b: __m512) -> __m512 {
+                    unsafe { _mm512_castsi512_ps(_mm512_mullo_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
+                }
+                #[inline(always)]
+                unsafe fn float_i32(a: __m512) -> __m512 {
+                    unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(a)) }
+                }
+                #[inline(always)]
                 unsafe fn flush_exp(x: __m512, scaled: __m512) -> __m512 {
                     unsafe {
                         let under = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(-87.336_54));
@@ -593,9 +667,17 @@ mod x86 {
     );
 
     avx512!(
-        /// AVX-512 with BF16 dot products.
+        /// AVX-512 with BF16 and VNNI dot products.
         Avx512Bf16,
         const BF16_DOT: bool = true;
+        const VNNI: bool = true;
+        #[inline(always)]
+        unsafe fn dot_u8_i8(acc: __m512, a: __m512, b: __m512) -> __m512 {
+            unsafe {
+                let sums = _mm512_dpbusd_epi32(_mm512_castps_si512(acc), _mm512_castps_si512(a), _mm512_castps_si512(b));
+                _mm512_castsi512_ps(sums)
+            }
+        }
         // Not vcvtneps2bf16, which flushes subnormals: storage keeps them on every level.
         #[inline(always)]
         unsafe fn store_bf16(p: *mut bf16, v: __m512) {

@@ -45,7 +45,7 @@ impl Case {
     fn check(&self) {
         let (n, k) = (self.weight.shape[0], self.weight.shape[1]);
         let what = format!("{:?} {:?} x ({n}, {k}), {:?}", self.x.dtype, self.x.shape, self.act);
-        let params = [n as u32, k as u32, self.act as u32];
+        let params = [n as u32, k as u32, self.act as u32, 0];
         let prepare = |level: Level, pool: &Pool| {
             let weight = packed(level, pool, &self.weight, self.x.dtype);
             vec![Some(self.x.clone()), Some(weight), self.bias.clone(), self.gate.clone(), self.residual.clone()]
@@ -185,7 +185,7 @@ fn packing_round_trips() {
                     let packed = packed(level, &pool, &weight, dtype);
                     let mut out = Tensor::empty(dtype, &[k, n]);
                     let mut inputs = [Some(x.clone()), Some(packed), None, None, None];
-                    run(level, &pool, Op::Linear, &mut inputs, &mut out, &[n as u32, k as u32, 0]);
+                    run(level, &pool, Op::Linear, &mut inputs, &mut out, &[n as u32, k as u32, 0, 0]);
                     let got = out.values();
                     for i in 0..n * k {
                         assert_eq!(got[(i % k) * n + i / k], want[i], "{from:?} to {dtype:?} on {}", level.name());
@@ -208,7 +208,7 @@ fn threads_do_not_change_results() {
             let pool = Pool::new(threads).unwrap();
             let mut out = Tensor::empty(DType::F32, &[m, n]);
             let mut inputs = [Some(x.clone()), Some(packed(level, &pool, &weight, DType::F32)), None, None, None];
-            run(level, &pool, Op::Linear, &mut inputs, &mut out, &[n as u32, k as u32, 0]);
+            run(level, &pool, Op::Linear, &mut inputs, &mut out, &[n as u32, k as u32, 0, 0]);
             let values = out.values();
             assert!(first.get_or_insert_with(|| values.clone()) == &values, "{} with {threads} threads", level.name());
         }
@@ -229,7 +229,7 @@ fn what_is_not_finite_stays_so() {
             });
             let mut out = Tensor::empty(dtype, &[4, 40]);
             let mut inputs = [Some(x), Some(packed(level, &pool, &weight, dtype)), None, None, None];
-            run(level, &pool, Op::Linear, &mut inputs, &mut out, &[40, 21, 0]);
+            run(level, &pool, Op::Linear, &mut inputs, &mut out, &[40, 21, 0, 0]);
             let got = out.values();
             for column in 0..40 {
                 assert!(got[column].is_nan());
@@ -257,7 +257,7 @@ fn refusals() {
         operands[index] = tensor;
         operands
     };
-    let params = [5, 3, 0];
+    let params = [5, 3, 0, 0];
     let mut fine = good();
     let views: Vec<_> = fine.iter_mut().map(|t| t.as_mut().map(Tensor::view)).collect();
     (ops::kernel(Op::Linear).check)(&Args { operands: &views, params: &params }).unwrap();
@@ -273,7 +273,7 @@ fn refusals() {
     refuses(Op::Linear, with(4, Some(Tensor::empty(DType::BF16, &[2, 5]))), &params, "residual in x's dtype");
     refuses(Op::Linear, with(5, f32s(&[3, 5])), &params, "gives out");
     refuses(Op::Linear, with(5, f32s(&[2, 6])), &params, "gives out");
-    refuses(Op::Linear, good(), &[-5i32 as u32, 3, 0], "negative n");
+    refuses(Op::Linear, good(), &[-5i32 as u32, 3, 0, 0], "negative n");
     refuses(Op::Linear, good(), &[5, 3, 99, 0], "activation of code 99");
     refuses(Op::PackLinear, vec![f32s(&[5, 3]), bytes(size + 1)], &[0], "another size");
     refuses(Op::PackLinear, vec![f32s(&[5, 3]), bytes(size)], &[1], "another size");

@@ -215,3 +215,69 @@ fn refusals() {
     refuses(Op::AbsMax, vec![tensor(u8, &[2]), one()], &[], "float dtype");
     refuses(Op::AbsMax, vec![tensor(f32, &[2]), tensor(f32, &[2])], &[], "f32 out of [1]");
 }
+
+const EPS: u32 = 0x358637bd; // 1e-6
+
+/// A norm to quantized rows gives the bytes of the norm and then `quantize_rows`, on every level.
+#[test]
+fn norms_to_rows() {
+    let mut rng = Rng(4);
+    let pool = Pool::new(2).unwrap();
+    for dtype in FLOATS {
+        for kind in KINDS {
+            for width in [0, 1, 7, 16, 33, 130, 1000] {
+                let shape = [2, 3, width];
+                let x = Tensor::padded(dtype, &shape, 1).fill(|_| rng.uniform() * 2.0 + 0.5);
+                let weight = Tensor::empty(DType::F32, &[width]).random(&mut rng, 1.0);
+                let scale = Tensor::with_strides(dtype, &shape, &[width, 0, 1]).random(&mut rng, 1.0);
+                let layer = vec![Some(x.clone()), None, Some(weight.clone()), Some(scale.clone()), Some(scale)];
+                for (op, inputs) in [(Op::LayerNorm, layer), (Op::RmsNorm, vec![Some(x), Some(weight)])] {
+                    let mut want = Vec::new();
+                    for level in [Level::Reference].into_iter().chain(levels()) {
+                        let mut floats = Tensor::empty(dtype, &shape);
+                        run(level, &pool, op, &mut inputs.clone(), &mut floats, &[EPS, 0]);
+                        let apart = quantized(level, &pool, &floats, None, kind, 0);
+                        let mut fused = Tensor::padded(DType::U8, &[2, 3, rows_bytes(width)], 3);
+                        run(level, &pool, op, &mut inputs.clone(), &mut fused, &[EPS, kind as u32]);
+                        let what = format!("{op:?} of {dtype:?} {width} to {kind:?} on {}", level.name());
+                        assert!(fused.values() == apart.values(), "{what}");
+                        let values: Vec<f64> = (0..6)
+                            .flat_map(|row| {
+                                let (codes, scale, zero) = parts(&fused, row, width);
+                                codes.into_iter().map(move |c| ((rows_value(kind, c) - zero as f32) * scale) as f64)
+                            })
+                            .collect();
+                        if level == Level::Reference {
+                            want = values;
+                        } else {
+                            // Sums in another order move some values over the edge of a step.
+                            let error = common::normalized_error(&values, &want);
+                            assert!(error <= 1e-4, "{what}: {error:.1e}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_refuse_other_rows() {
+    let refuses = |op: Op, x: (DType, &[usize]), out: (DType, &[usize]), rows: u32, says: &str| {
+        let mut tensors = vec![Some(Tensor::empty(x.0, x.1))];
+        tensors.resize(if op == Op::RmsNorm { 2 } else { 5 }, None);
+        tensors.push(Some(Tensor::empty(out.0, out.1)));
+        let views: Vec<_> = tensors.iter_mut().map(|t| t.as_mut().map(Tensor::view)).collect();
+        let error = (ops::kernel(op).check)(&Args { operands: &views, params: &[EPS, rows] }).expect_err(says);
+        assert!(error.message.contains(says), "{} does not say: {says}", error.message);
+    };
+    let (f32, u8) = (DType::F32, DType::U8);
+    for op in [Op::LayerNorm, Op::RmsNorm] {
+        refuses(op, (f32, &[2, 5]), (f32, &[2, 5]), 1, "rows of U8");
+        refuses(op, (f32, &[2, 5]), (u8, &[2, 128]), 0, "one float type");
+        refuses(op, (f32, &[2, 5]), (u8, &[2, 64]), 2, "128 bytes for each row");
+        refuses(op, (f32, &[2, 5]), (u8, &[1, 128]), 2, "128 bytes for each row");
+        refuses(op, (u8, &[2, 5]), (u8, &[2, 128]), 2, "float dtype");
+        refuses(op, (f32, &[2, 5]), (u8, &[2, 128]), 5, "no rows of code 5");
+    }
+}

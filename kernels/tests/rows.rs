@@ -70,7 +70,7 @@ fn layer_norms() {
                 vec![None, vector(&mut rng), None, part(&[3, 1, 0], &mut rng)],
             ] {
                 let inputs = [vec![Some(x.clone())], inputs].concat();
-                conform(&format!("layer_norm {width} {dtype:?}"), Op::LayerNorm, &inputs, &out, &[EPS]);
+                conform(&format!("layer_norm {width} {dtype:?}"), Op::LayerNorm, &inputs, &out, &[EPS, 0]);
             }
         }
     }
@@ -85,7 +85,7 @@ fn rms_norms() {
             let weight = Tensor::empty(DType::F32, &[width]).random(&mut rng, 1.0);
             for weight in [None, Some(weight)] {
                 let out = Tensor::padded(dtype, &[2, 3, width], 2);
-                conform("rms_norm", Op::RmsNorm, &[Some(x.clone()), weight], &out, &[EPS]);
+                conform("rms_norm", Op::RmsNorm, &[Some(x.clone()), weight], &out, &[EPS, 0]);
             }
         }
     }
@@ -117,7 +117,7 @@ fn many_rows() {
     let x = Tensor::empty(DType::F32, &[3000, 65]).random(&mut Rng(3), 1.0);
     let out = Tensor::empty(DType::F32, &[3000, 65]);
     conform("softmax", Op::Softmax, &[Some(x.clone())], &out, &[]);
-    conform("layer_norm", Op::LayerNorm, &[Some(x), None, None, None, None], &out, &[EPS]);
+    conform("layer_norm", Op::LayerNorm, &[Some(x), None, None, None, None], &out, &[EPS, 0]);
 }
 
 #[test]
@@ -125,8 +125,8 @@ fn nothing_to_do() {
     for shape in [[0, 4], [3, 0]] {
         let none = Tensor::empty(DType::F32, &shape);
         conform("softmax", Op::Softmax, &[Some(none.clone())], &none, &[]);
-        conform("layer_norm", Op::LayerNorm, &[Some(none.clone()), None, None, None, None], &none, &[EPS]);
-        conform("rms_norm", Op::RmsNorm, &[Some(none.clone()), None], &none, &[EPS]);
+        conform("layer_norm", Op::LayerNorm, &[Some(none.clone()), None, None, None, None], &none, &[EPS, 0]);
+        conform("rms_norm", Op::RmsNorm, &[Some(none.clone()), None], &none, &[EPS, 0]);
     }
 }
 
@@ -142,10 +142,10 @@ fn refusals() {
     check(Op::Softmax, &[Some((DType::I32, &[2])), Some((DType::I32, &[2]))], &[]);
     check(Op::Reduce, &[x, x], &[0]);
     check(Op::Reduce, &[Some((f, &[2, 0])), Some((f, &[2]))], &[0]);
-    check(Op::LayerNorm, &[x, Some((f, &[5])), None, None, None, x], &[EPS]);
-    check(Op::LayerNorm, &[x, None, None, Some((DType::BF16, &[4])), None, x], &[EPS]);
-    check(Op::LayerNorm, &[x, None, None, None, Some((f, &[3])), x], &[EPS]);
-    check(Op::RmsNorm, &[x, Some((DType::BF16, &[4])), x], &[EPS]);
+    check(Op::LayerNorm, &[x, Some((f, &[5])), None, None, None, x], &[EPS, 0]);
+    check(Op::LayerNorm, &[x, None, None, Some((DType::BF16, &[4])), None, x], &[EPS, 0]);
+    check(Op::LayerNorm, &[x, None, None, None, Some((f, &[3])), x], &[EPS, 0]);
+    check(Op::RmsNorm, &[x, Some((DType::BF16, &[4])), x], &[EPS, 0]);
     let table = Some((f, &[3usize, 4][..]));
     check(Op::Rope, &[x, table, Some((f, &[2, 4])), x], &[]);
     let odd = Some((f, &[2usize, 3, 2, 5][..]));

@@ -7,11 +7,11 @@
 
 import { checkGraph } from "./check.ts";
 import { dumpGraph, dumpProgram } from "./dump.ts";
-import { baseOf, lower, type Lowered, type Storage } from "./lower.ts";
+import { baseOf, type Instruction, lower, type Storage } from "./lower.ts";
 import { type Node, RATE, type Rate, topological } from "./node.ts";
 import { node } from "./ops.ts";
 import { planArena } from "./plan.ts";
-import { assemble } from "./program.ts";
+import { assemble, type VariantOf } from "./program.ts";
 import { rewrite, type Rule } from "./rewrite.ts";
 import { FUSE, GATHER_VIEWS, GATHER_WEIGHTS, HOIST, joinLinears, LEGALIZE, QUANTIZE, SIMPLIFY } from "./rules.ts";
 
@@ -19,8 +19,10 @@ import { FUSE, GATHER_VIEWS, GATHER_WEIGHTS, HOIST, joinLinears, LEGALIZE, QUANT
 export interface Stage {
   /** How often it runs. */
   readonly rate: Rate;
-  /** The program; `undefined` where there is nothing to compute. */
-  readonly bytes: Uint8Array<ArrayBuffer> | undefined;
+  /** Its kernel calls, in order. */
+  readonly calls: readonly Instruction[];
+  /** Writes the program, with the variants of kernels that are wanted; `undefined` where there is nothing to compute. */
+  readonly assemble: (variantOf?: VariantOf) => Uint8Array<ArrayBuffer> | undefined;
   /** How many kernels it calls. */
   readonly kernels: number;
   /** The working memory that it takes, in bytes. */
@@ -103,13 +105,14 @@ function stage(
   options: { rate: Rate; materialized: ReadonlySet<Node>; dump: Dump },
 ): Stage {
   const { rate, materialized, dump } = options;
-  const lowered: Lowered = lower(targets, materialized);
+  const lowered = lower(targets, materialized);
   const arena = planArena(lowered.instructions);
   dump(`program of rate ${rate}`, () => dumpProgram(lowered, arena));
   const kernels = lowered.instructions.length;
   return {
     rate,
-    bytes: kernels > 0 ? assemble(lowered, arena) : undefined,
+    calls: lowered.instructions,
+    assemble: (variantOf) => kernels > 0 ? assemble(lowered, arena, variantOf) : undefined,
     kernels,
     arenaBytes: arena.bytes,
     buffers: lowered.externals,

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { ConfigError } from "../errors.ts";
+import { ConfigError, DenoiseError } from "../errors.ts";
 import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
@@ -14,6 +14,7 @@ import { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../models/t5_encoder_model.ts";
 import type { Model } from "../nn/module.ts";
 import type { SaveOptions } from "../nn/save.ts";
+import { describeQuantization } from "../quantize/describe.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../schedulers/linspace.ts";
 import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
@@ -197,7 +198,14 @@ export interface FluxPipeline {
   plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
   /** The noise that a run starts from: packed, one row for each picture. */
   prepareLatents(options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }): Tensor;
-  /** Makes a picture again from the settings in its file. */
+  /**
+   * Makes a picture again from the settings in its file.
+   *
+   * @param picture The picture, or its file
+   * @param options How to stop, what to call after each step
+   * @returns The picture
+   * @throws {DenoiseError} If the file has no settings, or was made with weights that were quantized in another way
+   */
   rerun(picture: Image | string | URL, options?: Pick<FluxOptions, "signal" | "onStep">): Promise<Image>;
   /**
    * Saves the pipeline in diffusers' layout: weights as they are, quantized ones in their stored form. A reader of the
@@ -896,9 +904,18 @@ class Runner {
       height: job.height,
       maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
+      ...(this.#quantization() !== "" && { quantization: this.#quantization() }),
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
     return settingsToMetadata(settings);
+  }
+
+  /** How each part is quantized: `transformer: 110 int8dq, 3 float; vae: 34 int8wo`. */
+  #quantization(): string {
+    const { transformer, vae, textEncoder, textEncoder2 } = this.#parts;
+    const parts = { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 };
+    return Object.entries(parts).map(([name, part]) => [name, part ? describeQuantization(part) : ""])
+      .filter(([, how]) => how !== "").map(([name, how]) => `${name}: ${how}`).join("; ");
   }
 
   async encodePrompt(
@@ -920,7 +937,15 @@ class Runner {
   async again(picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep">): Promise<Image> {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
-    const { prompt, model: _, dtype: __, batchSize = 1, index = 0, seed, ...rest } = settings;
+    const { prompt, model: _, dtype: __, quantization = "", batchSize = 1, index = 0, seed, ...rest } = settings;
+    if (quantization !== this.#quantization()) {
+      const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
+      throw new DenoiseError(
+        `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
+          `and the pipeline is ${told(this.#quantization())}; load the model, and quantize it as it was`,
+        { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
+      );
+    }
     const job = this.#check(prompt, rest);
     checkCount("batch_size", batchSize, { min: 1 });
     checkCount("index", index, { min: 0, max: batchSize - 1 });

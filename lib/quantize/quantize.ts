@@ -191,9 +191,8 @@ function quantizeLayer(
   const { name, kind, weight } = layer;
   if (weight.quantized) return `it is in ${weight.quantized.scheme} already: dequantize it first`;
   if (!scheme.kinds.includes(kind)) return `${scheme.name} is not for layers of kind ${kind}`;
-  const pruned = weight.tensor.node.op === PRUNED;
   const columns = columnsOf(layer);
-  const quantization = scheme.quantization({ kind, columns, sparse: pruned }, options);
+  const quantization = scheme.quantization({ kind, columns, sparse: isPruned(weight) }, options);
   const reason = refusal(quantization, columns);
   if (reason) return reason;
   const dtype = options.dtype ?? weight.tensor.dtype as FloatDtype;
@@ -204,6 +203,16 @@ function quantizeLayer(
 }
 
 const PRUNED = "prune_semi_structured";
+
+/**
+ * Whether a weight is in floats that {@linkcode sparsify} pruned.
+ *
+ * @param weight The weight
+ * @returns Whether it is
+ */
+export function isPruned(weight: Parameter): boolean {
+  return weight.tensor.node.op === PRUNED;
+}
 
 /**
  * Prunes the weights of linear layers to the two of each four with the largest magnitudes. `int8dq` stores such weights

@@ -27,6 +27,8 @@ let defaultDevice: Promise<Device> | undefined;
 export class Device implements Disposable {
   /** The instruction level. */
   readonly level: string;
+  /** How many threads share the work. */
+  readonly threads: number;
   /** @internal The native device. */
   readonly native: NativeDevice;
   readonly #leaves = new WeakMap<Node, NativeBuffer>();
@@ -34,6 +36,7 @@ export class Device implements Disposable {
 
   private constructor(options: DeviceOptions) {
     this.level = options.level ?? library().description.level;
+    this.threads = options.threads || library().description.threads;
     this.native = new NativeDevice(options);
   }
 

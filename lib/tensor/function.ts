@@ -199,7 +199,7 @@ async function runStage(
   call: Call,
 ): Promise<ReadonlyMap<Node, NativeBuffer>> {
   const written = new Map<Node, NativeBuffer>();
-  if (!stage.bytes) return written;
+  if (stage.kernels === 0) return written;
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
     if (!storage.written) return values.get(n) ?? call.device.bufferOf(n);
@@ -207,7 +207,7 @@ async function runStage(
     written.set(n, buffer);
     return buffer;
   });
-  stage.program ??= new NativeProgram(stage.bytes);
+  stage.program ??= new NativeProgram(stage.assemble()!);
   await runProgram({ device: call.device.native, program: stage.program }, buffers, { signal: call.signal });
   return written;
 }

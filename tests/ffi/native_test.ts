@@ -17,8 +17,8 @@ const code = (wanted: string) => (e: unknown) => {
 /** The last program of a small Flux, with memory for its buffers. */
 function smallProgram(): { bytes: Uint8Array<ArrayBuffer>; buffers: NativeBuffer[] } {
   const { stages } = compileGraph(fluxGraph({ dim: 64, heads: 2, double: 1, single: 1, text: 5, image: 9 }));
-  const { bytes, buffers } = stages.at(-1)!;
-  return { bytes: bytes!, buffers: buffers.map((b) => NativeBuffer.create(b.size * byteSize(b.dtype))) };
+  const { assemble, buffers } = stages.at(-1)!;
+  return { bytes: assemble()!, buffers: buffers.map((b) => NativeBuffer.create(b.size * byteSize(b.dtype))) };
 }
 
 Deno.test("handles that are stale, foreign or invented are errors", () => {
@@ -124,10 +124,10 @@ Deno.test("a run that is cancelled stops and frees the event loop throughout", a
   let x = argument([512, 512]);
   for (let i = 0; i < 200; i++) x = x.matmul(argument([512, 512]));
   const { stages } = compileGraph([x.node]);
-  const { bytes, buffers } = stages.at(-1)!;
+  const { assemble, buffers } = stages.at(-1)!;
   const memory = buffers.map((b) => NativeBuffer.create(4 * b.size));
   using device = new NativeDevice();
-  using program = new NativeProgram(bytes!);
+  using program = new NativeProgram(assemble()!);
   let ticks = 0;
   const timer = setInterval(() => ticks++, 1);
   const controller = new AbortController();

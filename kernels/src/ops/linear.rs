@@ -4,11 +4,13 @@ use super::*;
 use crate::dispatch;
 use crate::ensure;
 use crate::error::{Code, Error};
-use crate::gemm::{Gemm, Pairs, Product, Stored, gemm, panel};
+use crate::gemm::{Gemm, Groups, Pairs, Product, Stored, Zeros, gemm, panel};
 use crate::schema::DType;
 use crate::simd::{Element, Simd};
 use half::{bf16, f16};
 
+/// Ways to cut the work, by the parameter `variant`.
+pub const VARIANTS: u32 = 1;
 /// out = residual + gate * act(x W^T + bias).
 pub static LINEAR: Kernel = Kernel { check, run, reference };
 /// Rows (N, K) to the level's panels.
@@ -95,7 +97,12 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
         a_column: 1,
         b: weight.ptr,
         b_panel: panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size(),
+        blocks: None,
         alpha: 1.0,
+        column_scale: std::ptr::null(),
+        row_scale: None,
+        groups: Groups::NONE,
+        zeros: Zeros::None,
         bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
         act,
         gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
@@ -111,7 +118,7 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
 }
 
 /// Packed weights are bytes, which a program may bind anywhere, and are read as elements.
-fn aligned(packed: &View, dtype: DType) -> Result<()> {
+pub(super) fn aligned(packed: &View, dtype: DType) -> Result<()> {
     if (packed.ptr as usize).is_multiple_of(dtype.size()) {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::gemm::{Gemm, Product, Widened, gemm_serial, panel, serial_scratch};
+use crate::gemm::{Gemm, Groups, Product, Widened, Zeros, gemm_serial, panel, serial_scratch};
 use crate::schema::DType;
 use crate::simd::Simd;
 use half::{bf16, f16};
@@ -119,7 +119,12 @@ fn run_as<P: Product>(cx: &Cx, args: &Args) -> Result<()> {
                 a_column: a.strides[1],
                 b: scratch,
                 b_panel: width * k * 4,
+                blocks: None,
                 alpha: args.f32(0),
+                column_scale: std::ptr::null(),
+                row_scale: None,
+                groups: Groups::NONE,
+                zeros: Zeros::None,
                 bias: std::ptr::null(),
                 act: Activation::None,
                 gate: None,

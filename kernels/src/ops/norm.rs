@@ -1,10 +1,11 @@
-//! Layer norm with modulation, and RMS norm.
+//! Layer norm with modulation, and RMS norm; to floats, or to quantized rows of them.
 
+use super::quantize_rows::{RowKind, check_out, quantize_widened, reference_row, rows_param};
 use super::*;
 use crate::dispatch;
 use crate::ensure;
 use crate::rows::{each_row, sum_of, widen};
-use crate::schema::DType;
+use crate::schema::{DType, Rows};
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, store_step};
 use half::{bf16, f16};
@@ -39,8 +40,81 @@ pub(super) fn check_vector(what: &str, name: &str, vector: Option<View>, size: u
     Ok(())
 }
 
+/// Refuses all but x and out of one shape and float type, or an out of x's quantized rows.
+fn check_target(what: &str, args: &Args) -> Result<()> {
+    match rows_param(what, args, 1)? {
+        Rows::None => check_rows(what, args),
+        rows => check_out(what, rows, &args.view(0), &args.out()),
+    }
+}
+
+/// Where a row goes.
+#[derive(Clone, Copy)]
+enum Target<E> {
+    Floats(*mut E),
+    Rows(RowKind, *mut u8),
+}
+
+impl<E: Element> Target<E> {
+    unsafe fn of(args: &Args, row: usize) -> Self {
+        let out = args.out();
+        unsafe {
+            match Rows::from_code(args.params[1]) {
+                None | Some(Rows::None) => Self::Floats(out.at::<E>(out.row_offset(row))),
+                Some(rows) => {
+                    let kind = RowKind { rows, dtype: args.view(0).dtype, amax: None };
+                    Self::Rows(kind, out.at::<u8>(out.row_offset(row)))
+                }
+            }
+        }
+    }
+
+    /// Takes a vector of the row: at once, or in the scratch memory with the precision of E.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, i: usize, y: S::V, count: usize, scratch: *mut f32) {
+        unsafe {
+            match self {
+                Self::Floats(out) => store_step::<S, E>(out.add(i), y, 1, count),
+                Self::Rows(..) if E::SIZE == 4 => S::store(scratch.add(i), y),
+                Self::Rows(..) => {
+                    let mut lanes = [E::from(0.0); 16];
+                    E::store::<S>(lanes.as_mut_ptr(), y);
+                    S::store(scratch.add(i), E::load::<S>(lanes.as_ptr()));
+                }
+            }
+        }
+    }
+
+    /// Takes what was put in the scratch memory.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, n: usize, scratch: *const f32) {
+        if let Self::Rows(kind, out) = *self {
+            unsafe { quantize_widened::<S>(scratch, n, kind, out) };
+        }
+    }
+}
+
+/// Writes a row, plainly.
+unsafe fn reference_put(args: &Args, row: usize, values: &[f64]) {
+    let (x, out) = (args.view(0), args.out());
+    let rows = Rows::from_code(args.params[1]).unwrap_or(Rows::None);
+    unsafe {
+        if rows == Rows::None {
+            values.iter().enumerate().for_each(|(i, v)| out.set(out.row_offset(row) + i, *v as f32));
+            return;
+        }
+        let rounded = |&v: &f64| match x.dtype {
+            DType::BF16 => bf16::from_f32(v as f32).to_f32(),
+            DType::F16 => f16::from_f32(v as f32).to_f32(),
+            _ => v as f32,
+        };
+        let values: Vec<f32> = values.iter().map(rounded).collect();
+        reference_row(rows, x.dtype, &values, None, out.at::<u8>(out.row_offset(row)));
+    }
+}
+
 fn check(args: &Args) -> Result<()> {
-    check_rows("layer_norm", args)?;
+    check_target("layer_norm", args)?;
     let x = args.view(0);
     check_vector("layer_norm", "weight", args.optional(1), x.last())?;
     check_vector("layer_norm", "bias", args.optional(2), x.last())?;
@@ -60,11 +134,11 @@ fn check(args: &Args) -> Result<()> {
 }
 
 fn modulation(args: &Args) -> [Option<View>; 2] {
-    [3, 4].map(|i| args.optional(i).and_then(|v| v.broadcast(args.out().shape())))
+    [3, 4].map(|i| args.optional(i).and_then(|v| v.broadcast(args.view(0).shape())))
 }
 
 fn reference(args: &Args) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
+    let x = args.view(0);
     let width = x.last();
     let [scale, shift] = modulation(args);
     for row in 0..x.rows() {
@@ -73,21 +147,22 @@ fn reference(args: &Args) -> Result<()> {
         let mean = values.iter().sum::<f64>() / width as f64;
         let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / width as f64;
         let factor = 1.0 / (variance + args.f32(0) as f64).sqrt();
-        for (i, v) in values.iter().enumerate() {
+        let normalized = values.iter().enumerate().map(|(i, v)| {
             let at = row * width + i;
             let or = |view: Option<View>, index: usize, other: f64| {
                 view.map_or(other, |v| unsafe { v.get(v.offset(index)) } as f64)
             };
             let y = (v - mean) * factor * or(args.optional(1), i, 1.0) + or(args.optional(2), i, 0.0);
-            let y = y * (1.0 + or(scale, at, 0.0)) + or(shift, at, 0.0);
-            unsafe { out.set(out.offset(at), y as f32) };
-        }
+            y * (1.0 + or(scale, at, 0.0)) + or(shift, at, 0.0)
+        });
+        let normalized: Vec<f64> = normalized.collect();
+        unsafe { reference_put(args, row, &normalized) };
     }
     Ok(())
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
-    match args.out().dtype {
+    match args.view(0).dtype {
         DType::F32 => layer_norm::<f32>(cx, args),
         DType::BF16 => layer_norm::<bf16>(cx, args),
         _ => layer_norm::<f16>(cx, args),
@@ -105,28 +180,28 @@ struct Affine<E> {
 }
 
 fn layer_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
+    let x = args.view(0);
     let [scale, shift] = modulation(args);
     let eps = args.f32(0);
-    each_row(cx, &x, &|row, scratch| unsafe {
+    each_row(cx, &args.out(), &|row, scratch| unsafe {
         let vector = |i: usize| args.optional(i).map(|v| v.at::<f32>(0) as *const f32);
         let part = |v: Option<View>| v.map(|v| (v.at::<E>(v.row_offset(row)) as *const E, v.strides[v.rank - 1]));
         let affine = Affine { weight: vector(1), bias: vector(2), scale: part(scale), shift: part(shift) };
-        let (from, to) = (x.at::<E>(x.row_offset(row)), out.at::<E>(out.row_offset(row)));
-        layer_norm_row::<E>(cx.level, from, to, x.last(), eps, affine, scratch);
+        let from = x.at::<E>(x.row_offset(row));
+        layer_norm_row::<E>(cx.level, from, Target::of(args, row), x.last(), eps, affine, scratch);
     })
 }
 
 dispatch! {
     fn layer_norm_row<E: Element>(
-        x: *const E, out: *mut E, n: usize, eps: f32, affine: Affine<E>, scratch: *mut f32,
+        x: *const E, target: Target<E>, n: usize, eps: f32, affine: Affine<E>, scratch: *mut f32,
     ) => layer_norm_row_at
 }
 
 #[inline(always)]
 unsafe fn layer_norm_row_at<S: Simd, E: Element>(
     x: *const E,
-    out: *mut E,
+    target: Target<E>,
     n: usize,
     eps: f32,
     affine: Affine<E>,
@@ -156,23 +231,22 @@ unsafe fn layer_norm_row_at<S: Simd, E: Element>(
             if let Some((shift, step)) = affine.shift {
                 y = S::add(y, load_step::<S, E>(shift.add(i * step), step, count));
             }
-            store_step::<S, E>(out.add(i), y, 1, count);
+            target.put::<S>(i, y, count, scratch);
         }
+        target.finish::<S>(n, scratch);
     }
 }
 
 fn check_rms(args: &Args) -> Result<()> {
-    check_rows("rms_norm", args)?;
+    check_target("rms_norm", args)?;
     check_vector("rms_norm", "weight", args.optional(1), args.view(0).last())
 }
 
 fn reference_rms(args: &Args) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
+    let x = args.view(0);
     for row in 0..x.rows() {
         let values = reference_rms_row(&x, row, args.optional(1), args.f32(0));
-        for (i, v) in values.iter().enumerate() {
-            unsafe { out.set(out.row_offset(row) + i, *v as f32) };
-        }
+        unsafe { reference_put(args, row, &values) };
     }
     Ok(())
 }
@@ -189,7 +263,7 @@ pub(super) fn reference_rms_row(x: &View, row: usize, weight: Option<View>, eps:
 }
 
 fn run_rms(cx: &Cx, args: &Args) -> Result<()> {
-    match args.out().dtype {
+    match args.view(0).dtype {
         DType::F32 => rms_norm::<f32>(cx, args),
         DType::BF16 => rms_norm::<bf16>(cx, args),
         _ => rms_norm::<f16>(cx, args),
@@ -197,25 +271,25 @@ fn run_rms(cx: &Cx, args: &Args) -> Result<()> {
 }
 
 fn rms_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
+    let x = args.view(0);
     let eps = args.f32(0);
-    each_row(cx, &x, &|row, scratch| unsafe {
+    each_row(cx, &args.out(), &|row, scratch| unsafe {
         let weight = args.optional(1).map(|v| v.at::<f32>(0) as *const f32);
-        let (from, to) = (x.at::<E>(x.row_offset(row)), out.at::<E>(out.row_offset(row)));
-        rms_norm_row::<E>(cx.level, from, to, x.last(), eps, weight, scratch);
+        let from = x.at::<E>(x.row_offset(row));
+        rms_norm_row::<E>(cx.level, from, Target::of(args, row), x.last(), eps, weight, scratch);
     })
 }
 
 dispatch! {
     fn rms_norm_row<E: Element>(
-        x: *const E, out: *mut E, n: usize, eps: f32, weight: Option<*const f32>, scratch: *mut f32,
+        x: *const E, target: Target<E>, n: usize, eps: f32, weight: Option<*const f32>, scratch: *mut f32,
     ) => rms_norm_row_at
 }
 
 #[inline(always)]
 unsafe fn rms_norm_row_at<S: Simd, E: Element>(
     x: *const E,
-    out: *mut E,
+    target: Target<E>,
     n: usize,
     eps: f32,
     weight: Option<*const f32>,
@@ -227,8 +301,9 @@ unsafe fn rms_norm_row_at<S: Simd, E: Element>(
         for i in (0..n).step_by(S::LANES) {
             let count = (n - i).min(S::LANES);
             let y = rms_vector::<S>(scratch.add(i), factor, weight.map(|w| w.add(i)), count);
-            store_step::<S, E>(out.add(i), y, 1, count);
+            target.put::<S>(i, y, count, scratch);
         }
+        target.finish::<S>(n, scratch);
     }
 }
 

@@ -1,10 +1,14 @@
 //! `linear` by quantized weights, and their packing.
 
+mod integer;
+
 use super::*;
 use crate::ensure;
 use crate::quant::{Weight, rows_bytes, rows_scale, rows_value};
 use crate::schema::{DType, Format, Rows};
 
+/// Ways to cut the work, by the parameter `variant`.
+pub const VARIANTS: u32 = 1;
 /// out = residual + gate * act(x W^T + bias), W packed and x of floats or of quantized rows.
 pub static QUANTIZED_LINEAR: Kernel = Kernel { check, run, reference };
 /// Stored codes, scales and zero points to the level's layout.
@@ -62,6 +66,14 @@ fn shape(args: &Args, what: &str, n: usize, format: usize, rows: usize) -> Resul
         matches!(shape.rows, Rows::None | Rows::E4m3 | Rows::E5m2) || shape.k <= 65536,
         "{what} of integers takes at most 65536 columns, got {}",
         shape.k
+    );
+    ensure!(
+        matches!(shape.rows, Rows::None | Rows::E4m3 | Rows::E5m2)
+            || weight.group == shape.k
+            || weight.group.is_multiple_of(integer::CHUNK),
+        "{what} of integers takes groups of a multiple of {} columns, or of all, got {}",
+        integer::CHUNK,
+        weight.group
     );
     Ok(shape)
 }
@@ -249,10 +261,19 @@ fn pack_reference(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn run(_cx: &Cx, args: &Args) -> Result<()> {
-    reference(args)
+fn run(cx: &Cx, args: &Args) -> Result<()> {
+    let s = shape(args, "quantized_linear", 0, 3, 8)?;
+    let act = Activation::from_code(args.params[2]).unwrap_or(Activation::None);
+    match s.rows {
+        Rows::Int8 | Rows::Int8Asym => integer::run(cx, args, s, act),
+        _ => reference(args),
+    }
 }
 
-fn pack(_cx: &Cx, args: &Args) -> Result<()> {
-    pack_reference(args)
+fn pack(cx: &Cx, args: &Args) -> Result<()> {
+    let s = shape(args, "pack_quantized", 0, 2, 6)?;
+    match s.rows {
+        Rows::Int8 | Rows::Int8Asym => integer::pack(cx, args, s),
+        _ => pack_reference(args),
+    }
 }

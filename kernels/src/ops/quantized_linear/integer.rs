@@ -1,0 +1,440 @@
+//! Products of integers: rows of int8 by weights of int8, int4 and 2:4 sparse int8.
+//!
+//! A packed weight lies in the panels of the matrix multiply, a step of K after another: two or four codes of each
+//! column in one step. Codes of int8 lie as they are. Codes of int4 lie with 8 added, two steps in the halves of the
+//! same bytes. Of each four sparse ones lie the first kept values of all columns, the second ones, and their places. What
+//! is not read as it lies is decoded to int8 or i16 by blocks, once for all tiles of rows.
+//!
+//! After the codes: scales (N / panel, groups, panel). With one group, a word for each column: the sum of its codes
+//! without their zero points, in 24 bits above the zero point. With more, first the scaled sum of each column, and then
+//! the zero points in a byte each, in the order of the scales.
+
+use super::{Args, Shape};
+use crate::dispatch;
+use crate::error::Result;
+use crate::gemm::{Blocks, Gemm, GroupedIntegers, Groups, Integers, Product, VNNI_SHIFT, Zeros, gemm, panel};
+use crate::level::Level;
+use crate::ops::Cx;
+use crate::quant::rows_scale;
+use crate::schema::{Activation, DType, Format};
+use crate::simd::Simd;
+use crate::view::View;
+use half::{bf16, f16};
+
+/// Codes that are unpacked at a time: a group is a multiple of them, or the whole row.
+pub(super) const CHUNK: usize = 32;
+
+/// Where the parts of a packed weight lie.
+#[derive(Clone, Copy)]
+struct Layout {
+    shape: Shape,
+    level: Level,
+    /// Columns in a panel, and elements of K in a step.
+    width: usize,
+    step: usize,
+    /// Whether a code has a zero point taken from it.
+    zero: bool,
+    groups: usize,
+    packed: *mut u8,
+    /// Bytes of a panel's codes, and of all.
+    panel_codes: usize,
+    codes: usize,
+}
+
+// Threads share it; what they may touch was checked.
+unsafe impl Send for Layout {}
+unsafe impl Sync for Layout {}
+
+impl Layout {
+    fn new(level: Level, shape: Shape, zero: bool, packed: &View) -> Self {
+        let width = panel(level);
+        let panel_codes = width * shape.k.next_multiple_of(64) * shape.weight.bits() / 8;
+        Self {
+            shape,
+            level,
+            width,
+            step: Integers::<f32>::step(level),
+            zero,
+            groups: shape.weight.groups(shape.k).max(1),
+            packed: packed.ptr,
+            panel_codes,
+            codes: panel_codes * (shape.n.next_multiple_of(64) / width),
+        }
+    }
+
+    /// The packed columns, those beyond N included.
+    fn columns(&self) -> usize {
+        self.shape.n.next_multiple_of(64)
+    }
+
+    /// The codes of a panel from a step of K on.
+    fn panel(&self, panel: usize, first: usize) -> *mut u8 {
+        self.packed
+            .wrapping_add(panel * self.panel_codes + self.width * first * self.step * self.shape.weight.bits() / 8)
+    }
+
+    fn scales(&self) -> *mut f32 {
+        self.packed.wrapping_add(self.codes) as *mut f32
+    }
+
+    /// A word for each column: of its codes' sum, or of their scaled sum.
+    fn sums(&self) -> *mut i32 {
+        self.scales().wrapping_add(self.columns() * self.groups) as *mut i32
+    }
+
+    /// The zero points of a panel's group, where there are several groups.
+    fn zeros(&self, panel: usize, group: usize) -> *mut i8 {
+        (self.sums().wrapping_add(self.columns()) as *mut i8).wrapping_add((panel * self.groups + group) * self.width)
+    }
+
+    /// Whether codes are multiplied as they lie.
+    fn is_plain(&self) -> bool {
+        self.level == Level::Avx512Bf16 && self.shape.weight.format == Format::Int8
+    }
+
+    /// The word of a column that has one group: a sum of at most 65536 codes takes 24 bits.
+    fn word(sum: i32, zero: i8) -> i32 {
+        sum << 8 | zero as u8 as i32
+    }
+}
+
+/// `quantized_linear` of int8 rows.
+pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
+    let (x, weight, out) = (args.view(0), args.view(1), args.out());
+    let layout = Layout::new(cx.level, s, args.params[7] != 0, &weight);
+    let shift = if cx.level == Level::Avx512Bf16 { VNNI_SHIFT } else { 0 };
+    let grouped = layout.groups > 1;
+    let g = Gemm {
+        m: out.rows(),
+        n: s.n,
+        k: s.k,
+        a: x.ptr,
+        a_row: x.row_stride().unwrap_or(0),
+        a_column: 1,
+        b: weight.ptr,
+        b_panel: layout.panel_codes,
+        blocks: if layout.is_plain() { None } else { Some(&layout) },
+        alpha: 1.0,
+        column_scale: if grouped { std::ptr::null() } else { layout.scales() },
+        row_scale: Some(rows_scale(s.k)),
+        groups: Groups {
+            scales: layout.scales(),
+            distance: layout.groups * layout.width,
+            steps: s.weight.group / layout.step,
+            first: 0,
+        },
+        zeros: if grouped {
+            Zeros::Floats(layout.sums() as *const f32, shift)
+        } else {
+            Zeros::Integers(layout.sums(), shift)
+        },
+        bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
+        act,
+        gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
+        residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
+        out,
+    };
+    match (out.dtype, grouped) {
+        (DType::F32, false) => gemm::<Integers<f32>>(cx, &g),
+        (DType::BF16, false) => gemm::<Integers<bf16>>(cx, &g),
+        (_, false) => gemm::<Integers<f16>>(cx, &g),
+        (DType::F32, true) => gemm::<GroupedIntegers<f32>>(cx, &g),
+        (DType::BF16, true) => gemm::<GroupedIntegers<bf16>>(cx, &g),
+        (_, true) => gemm::<GroupedIntegers<f16>>(cx, &g),
+    }
+}
+
+impl Blocks for Layout {
+    unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8) {
+        unsafe { decode(self.level, self, panel, first, steps, to) }
+    }
+}
+
+dispatch!(fn decode(layout: &Layout, panel: usize, first: usize, steps: usize, to: *mut u8) => decode_on);
+
+#[inline(always)]
+unsafe fn decode_on<S: Simd>(layout: &Layout, panel: usize, first: usize, steps: usize, to: *mut u8) {
+    unsafe {
+        if S::VNNI {
+            decode_as::<i8, 32, 128>(layout, panel, first, steps, to as *mut i8);
+        } else if S::LANES == 16 {
+            decode_as::<i16, 32, 64>(layout, panel, first, steps, to as *mut i16);
+        } else {
+            decode_as::<i16, 16, 32>(layout, panel, first, steps, to as *mut i16);
+        }
+    }
+}
+
+/// What codes are decoded to.
+trait Code: Copy {
+    fn from(code: i8) -> Self;
+    fn sub(self, other: Self) -> Self;
+    /// Writes four codes of one column from a step on, of which two are given with their places and two are 0; `W` is
+    /// the distance of steps.
+    ///
+    /// # Safety
+    /// Both steps can be written.
+    unsafe fn scatter<const W: usize>(to: *mut Self, values: [u8; 2], places: u8);
+}
+
+impl Code for i8 {
+    #[inline(always)]
+    fn from(code: i8) -> Self {
+        code
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.wrapping_sub(other)
+    }
+    #[inline(always)]
+    unsafe fn scatter<const W: usize>(to: *mut i8, [a, b]: [u8; 2], places: u8) {
+        let four = (a as u32) << (8 * (places & 3)) | (b as u32) << (8 * (places >> 2 & 3));
+        unsafe { *(to as *mut u32) = four };
+    }
+}
+
+impl Code for i16 {
+    #[inline(always)]
+    fn from(code: i8) -> Self {
+        code as i16
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.wrapping_sub(other)
+    }
+    #[inline(always)]
+    unsafe fn scatter<const W: usize>(to: *mut i16, [a, b]: [u8; 2], places: u8) {
+        let wide = |code: u8| code as i8 as i16 as u16 as u64;
+        let four = wide(a) << (16 * (places & 3)) | wide(b) << (16 * (places >> 2 & 3));
+        unsafe {
+            *(to as *mut u32) = four as u32;
+            *(to.add(W) as *mut u32) = (four >> 32) as u32;
+        }
+    }
+}
+
+/// Decodes to codes of `T`, of which a step has `W` in `P` columns.
+#[inline(always)]
+unsafe fn decode_as<T: Code, const P: usize, const W: usize>(
+    layout: &Layout,
+    panel: usize,
+    first: usize,
+    steps: usize,
+    to: *mut T,
+) {
+    unsafe {
+        let from = layout.panel(panel, first);
+        match layout.shape.weight.format {
+            Format::Int4 => decode_int4::<T, P, W>(layout, panel, first, steps, to),
+            Format::SparseInt8 => decode_sparse::<T, P, W>(from, steps * W / (4 * P), to),
+            _ => {
+                for i in 0..steps * W {
+                    *to.add(i) = T::from(*(from.add(i) as *const i8));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
+    layout: &Layout,
+    panel: usize,
+    first: usize,
+    steps: usize,
+    to: *mut T,
+) {
+    unsafe {
+        let group = layout.shape.weight.group / (W / P);
+        let mut less = [T::from(8); W];
+        let mut s = 0;
+        while s < steps {
+            let mut end = steps;
+            if layout.zero {
+                let index = if layout.groups > 1 { (first + s) / group } else { 0 };
+                if layout.groups > 1 {
+                    end = ((index + 1) * group - first).min(steps);
+                }
+                for (i, less) in less.iter_mut().enumerate() {
+                    let column = i / (W / P);
+                    let zero = if layout.groups > 1 {
+                        *layout.zeros(panel, index).add(column)
+                    } else {
+                        layout.sums().add(panel * P + column).read_unaligned() as i8
+                    };
+                    *less = T::from(zero.wrapping_add(8));
+                }
+            }
+            let from = layout.panel(panel, first + s);
+            let to = to.add(s * W);
+            for pair in 0..(end - s).div_ceil(2) {
+                for (i, &less) in less.iter().enumerate() {
+                    let byte = *from.add(pair * W + i);
+                    *to.add(2 * pair * W + i) = T::from((byte & 15) as i8).sub(less);
+                    *to.add((2 * pair + 1) * W + i) = T::from((byte >> 4) as i8).sub(less);
+                }
+            }
+            s = end;
+        }
+    }
+}
+
+/// Decodes fours of K.
+#[inline(always)]
+unsafe fn decode_sparse<T: Code, const P: usize, const W: usize>(from: *const u8, fours: usize, to: *mut T) {
+    unsafe {
+        for four in 0..fours {
+            let from = from.add(four * P * 5 / 2);
+            let to = to.add(four * 4 * P);
+            for i in 0..P / 2 {
+                let places = *from.add(2 * P + i);
+                for (column, places) in [(i, places), (i + P / 2, places >> 4)] {
+                    T::scatter::<W>(to.add(column * (W / P)), [*from.add(column), *from.add(P + column)], places);
+                }
+            }
+        }
+    }
+}
+
+/// `pack_quantized` for int8 rows.
+pub(super) fn pack(cx: &Cx, args: &Args, s: Shape) -> Result<()> {
+    let (codes, scale, zero, out) = (args.view(0), args.view(1), args.optional(2), args.out());
+    let layout = Layout::new(cx.level, s, zero.is_some(), &out);
+    let source = Source { codes, scale, zero };
+    // Zero points take less than words: what is left must not depend on what lay there.
+    unsafe { std::ptr::write_bytes(layout.sums(), 0, layout.columns() * layout.groups) };
+    cx.pool.run(layout.columns() / layout.width, &|panel, _| unsafe { pack_panel(&layout, &source, panel) })
+}
+
+/// The stored form of a weight.
+struct Source {
+    codes: View,
+    scale: View,
+    zero: Option<View>,
+}
+
+// Threads share it; what they may touch was checked.
+unsafe impl Sync for Source {}
+
+impl Source {
+    /// The scale and zero point of a row's group; of a row beyond the last nothing.
+    unsafe fn group(&self, row: usize, group: usize) -> (f32, i8) {
+        let [rows, groups] = [self.scale.dims[0], self.scale.dims[1]];
+        if row >= rows || group >= groups {
+            return (0.0, 0);
+        }
+        let at = row * groups + group;
+        unsafe { (self.scale.get(at), self.zero.map_or(0, |zero| *zero.at::<i8>(at))) }
+    }
+
+    /// Codes of a row from `k` on, zeros beyond its end; with the places of sparse ones, a byte for each two fours.
+    unsafe fn chunk(&self, s: &Shape, row: usize, k: usize) -> Chunk {
+        let mut chunk = Chunk { codes: [0; CHUNK], places: [0; CHUNK / 8] };
+        if row >= s.n {
+            return chunk;
+        }
+        let count = CHUNK.min(s.k.saturating_sub(k));
+        unsafe {
+            let from = self.codes.at::<u8>(row * self.codes.strides[0]) as *const u8;
+            match s.weight.format {
+                Format::Int4 => {
+                    for (i, code) in chunk.codes.iter_mut().enumerate().take(count) {
+                        let byte = *from.add((k + i) / 2);
+                        *code = if i % 2 == 0 { (byte << 4) as i8 >> 4 } else { byte as i8 >> 4 };
+                    }
+                }
+                Format::SparseInt8 => {
+                    std::ptr::copy_nonoverlapping(from.add(k / 2) as *const i8, chunk.codes.as_mut_ptr(), count / 2);
+                    std::ptr::copy_nonoverlapping(from.add(s.k / 2 + k / 8), chunk.places.as_mut_ptr(), count / 8);
+                    for four in 0..count / 4 {
+                        // Of two values in one place the first counts.
+                        let places = chunk.places(four);
+                        if places & 3 == places >> 2 {
+                            chunk.codes[2 * four + 1] = 0;
+                        }
+                    }
+                }
+                _ => std::ptr::copy_nonoverlapping(from.add(k) as *const i8, chunk.codes.as_mut_ptr(), count),
+            }
+        }
+        chunk
+    }
+}
+
+/// Some codes of a row; the kept ones and their places where it is sparse.
+struct Chunk {
+    codes: [i8; CHUNK],
+    places: [u8; CHUNK / 8],
+}
+
+impl Chunk {
+    /// The places of a four's kept values.
+    fn places(&self, four: usize) -> u8 {
+        self.places[four / 2] >> (4 * (four % 2)) & 15
+    }
+}
+
+unsafe fn pack_panel(layout: &Layout, source: &Source, panel: usize) {
+    let (s, width, step) = (&layout.shape, layout.width, layout.step);
+    // Sums of codes without zero points by column, and scaled.
+    let (mut sums, mut scaled) = ([0i32; 32], [0f64; 32]);
+    unsafe {
+        for k in (0..s.k.next_multiple_of(64)).step_by(CHUNK) {
+            let group = if layout.groups > 1 { k / s.weight.group } else { 0 };
+            for c in 0..width {
+                let row = panel * width + c;
+                let chunk = source.chunk(s, row, k);
+                let (scale, zero) = source.group(row, group);
+                let known = if row < s.n { CHUNK.min(s.k.saturating_sub(k)) as i32 } else { 0 };
+                let sum = chunk.codes.iter().map(|&code| code as i32).sum::<i32>() - zero as i32 * known;
+                sums[c] += sum;
+                scaled[c] += sum as f64 * scale as f64;
+                let to = layout.panel(panel, k / step);
+                match s.weight.format {
+                    Format::Int4 => {
+                        for (i, pair) in chunk.codes.chunks_exact(2 * step).enumerate() {
+                            for j in 0..step {
+                                let [low, high] = [pair[j], pair[step + j]].map(|code| (code + 8) as u8);
+                                *to.add((i * width + c) * step + j) = low | high << 4;
+                            }
+                        }
+                    }
+                    Format::SparseInt8 => {
+                        for four in 0..CHUNK / 4 {
+                            let to = to.add(four * width * 5 / 2);
+                            *to.add(c) = chunk.codes[2 * four] as u8;
+                            *to.add(width + c) = chunk.codes[2 * four + 1] as u8;
+                            let (at, up) = (c % (width / 2), 4 * (c / (width / 2)));
+                            let before = if up == 0 { 0 } else { *to.add(2 * width + at) };
+                            *to.add(2 * width + at) = before | chunk.places(four) << up;
+                        }
+                    }
+                    _ => {
+                        for (i, codes) in chunk.codes.chunks_exact(step).enumerate() {
+                            std::ptr::copy_nonoverlapping(
+                                codes.as_ptr() as *const u8,
+                                to.add((i * width + c) * step),
+                                step,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        for c in 0..width {
+            for group in 0..layout.groups {
+                let (scale, zero) = source.group(panel * width + c, group);
+                layout.scales().add((panel * layout.groups + group) * width + c).write_unaligned(scale);
+                if layout.groups > 1 {
+                    *layout.zeros(panel, group).add(c) = zero;
+                }
+            }
+            let word = if layout.groups > 1 {
+                (scaled[c] as f32).to_bits() as i32
+            } else {
+                Layout::word(sums[c], source.group(panel * width + c, 0).1)
+            };
+            layout.sums().add(panel * width + c).write_unaligned(word);
+        }
+    }
+}
