@@ -10,23 +10,21 @@ const SHARDS = { maxShardSize: "3MB" };
 
 type Pipe = Awaited<ReturnType<typeof FluxPipeline.load>>;
 
-/** The files below a folder with their bytes. */
-async function filesOf(folder: string, prefix = ""): Promise<Map<string, Uint8Array>> {
-  const files = new Map<string, Uint8Array>();
+/** The files below a folder with hashes of their bytes. */
+async function filesOf(folder: string, prefix = ""): Promise<Map<string, string>> {
+  const files = new Map<string, string>();
   for await (const { name, isDirectory } of Deno.readDir(folder)) {
-    if (isDirectory) {
-      for (const entry of await filesOf(`${folder}/${name}`, `${prefix}${name}/`)) files.set(...entry);
-    } else files.set(prefix + name, await Deno.readFile(`${folder}/${name}`));
+    const path = `${folder}/${name}`;
+    if (isDirectory) { for (const entry of await filesOf(path, `${prefix}${name}/`)) files.set(...entry); }
+    else {files.set(
+        prefix + name,
+        new Uint8Array(await crypto.subtle.digest("SHA-256", await Deno.readFile(path))).toHex(),
+      );}
   }
   return new Map([...files].sort());
 }
 
-function isSame(a: ReadonlyMap<string, Uint8Array>, b: ReadonlyMap<string, Uint8Array>): boolean {
-  return String([...a.keys()]) === String([...b.keys()]) &&
-    [...a].every(([name, bytes]) =>
-      bytes.length === b.get(name)!.length && bytes.every((x, i) => x === b.get(name)![i])
-    );
-}
+const isSame = (a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>) => String([...a]) === String([...b]);
 
 function quantizeAll(pipe: Pipe): void {
   quantize(pipe.transformer, [{ filter: /single/, scheme: "int4wo" }, { scheme: "int8wo" }]);
@@ -46,15 +44,10 @@ Deno.test("a pipeline in floats is saved as it was loaded", async () => {
     await pipe.save(folder);
     const [before, after] = [await filesOf(MODEL), await filesOf(folder)];
     assert.deepEqual([...after.keys()], [...before.keys()]);
-    for (const [name, bytes] of after) {
-      if (name.endsWith(".json")) {
-        assert.deepEqual(
-          JSON.parse(new TextDecoder().decode(bytes)),
-          JSON.parse(new TextDecoder().decode(before.get(name))),
-        );
-      } else if (!name.endsWith(".safetensors")) {
-        assert.deepEqual(bytes, before.get(name), name);
-      }
+    for (const name of [...after.keys()].filter((name) => !name.endsWith(".safetensors"))) {
+      const text = (folder: string) => Deno.readTextFile(`${folder}/${name}`);
+      if (!name.endsWith(".json")) assert.equal(await text(folder), await text(MODEL), name);
+      else assert.deepEqual(JSON.parse(await text(folder)), JSON.parse(await text(MODEL)), name);
     }
     assert.deepEqual(await picture(await FluxPipeline.load(folder)), await picture(pipe));
   });
@@ -116,7 +109,7 @@ Deno.test("a process that is killed while it saves leaves the old folder or the 
     await Deno.writeTextFile(`${folder}/saver.ts`, SAVER);
     const dice = new Generator(4);
     const seen = new Set<number>();
-    for (let i = 0; i < 20; i++) {
+    for (let i = 0; i < 16; i++) {
       const process = new Deno.Command(Deno.execPath(), {
         args: ["run", "-A", "--no-check", "saver.ts", "saved", "floats", "quantized"],
         cwd: folder,
