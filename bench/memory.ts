@@ -13,12 +13,11 @@ import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.
 import { ModelConfig } from "../lib/models/config.ts";
 import { saveModel } from "../lib/nn/save.ts";
 import { quantize } from "../lib/quantize/quantize.ts";
-import { openCheckpoint, type TensorToWrite, writeSafetensors } from "../lib/tensor/safetensors.ts";
+import { openCheckpoint, readTensor, type TensorToWrite, writeSafetensors } from "../lib/tensor/safetensors.ts";
 import { realize } from "../lib/tensor/realize.ts";
-import { tensor } from "../lib/tensor/source.ts";
+import { fromSource, tensor } from "../lib/tensor/source.ts";
 import { printMachine } from "./machine.ts";
 import { Table } from "./measure.ts";
-import { inMemory } from "./tensors.ts";
 
 const ROUTES = {
   "after loading": "everything is read into memory, then quantized",
@@ -88,7 +87,10 @@ async function take(route: Route, folder: string, scheme: string): Promise<void>
   const model = await FluxTransformer2DModel.load(route === "loaded quantized" ? `${folder}-${scheme}` : folder);
   if (route === "after loading") {
     const checkpoint = openCheckpoint(folder);
-    for (const [name, parameter] of model.namedParameters()) parameter.tensor = inMemory(checkpoint, name);
+    for (const [name, parameter] of model.namedParameters()) {
+      const { shape, dtype } = parameter.tensor;
+      parameter.tensor = fromSource({ kind: "host", bytes: readTensor(checkpoint, name) }, { shape, dtype, name });
+    }
   }
   if (route !== "loaded quantized") quantize(model, scheme);
   const zeros = (...shape: number[]) => tensor(new Float32Array(shape.reduce((a, b) => a * b)), { shape });
