@@ -254,6 +254,7 @@ function piecesOf(tensors: readonly Tensor[], device: Device): (() => AsyncItera
       const length = sizeOf(t.shape) * DTYPES[t.dtype as Dtype].size;
       const source = sourceOf(t.node);
       if (source?.kind === "file") return yield* fileBytes(source);
+      if (source?.kind === "host") return yield source.bytes;
       if (t.node.op === "leaf") return yield* bufferBytes(device.bufferOf(t.node), length);
       buffers ??= computeOnce(computed, device);
       const buffer = (await buffers)[computed.indexOf(t)]!;
