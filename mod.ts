@@ -53,7 +53,13 @@ export * from "./lib/quantize/scheme.ts";
 export * from "./lib/quantize/schemes.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
 export * from "./lib/tensor/device.ts";
-export * from "./lib/tensor/function.ts";
+export {
+  type CallOptions,
+  CompiledFunction,
+  type CompiledInfo,
+  compileFunction,
+  type FunctionOptions,
+} from "./lib/tensor/function.ts";
 export * from "./lib/tensor/quantized.ts";
 export * from "./lib/tensor/random.ts";
 export * from "./lib/tensor/realize.ts";

@@ -98,8 +98,8 @@ export interface Library {
   readonly symbols: Symbols;
   /** What it says of itself. */
   readonly description: Description;
-  /** Its SHA-256. */
-  readonly hash: string;
+  /** The SHA-256 of the sources that it was built from. */
+  readonly sources: string;
 }
 
 let opening: Promise<Library> | undefined;
@@ -154,7 +154,7 @@ export async function openLibrary(path: string): Promise<Library> {
       cause,
     });
   }
-  return { symbols, description: describe(symbols, path), hash };
+  return { symbols, description: describe(symbols, path), sources: record.sources };
 }
 
 function describe(symbols: Symbols, path: string): Description {

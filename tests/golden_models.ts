@@ -71,7 +71,10 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
     return (c) => {
       const { ids, shape } = c.integers("input_ids");
       const inputIds = tensor(ids, { shape, dtype: "i32" });
-      const endPositions = tensor(model.endPositions(ids, shape[0]!), { dtype: "i32" });
+      const endPositions = tensor(
+        CLIPTextModel.endPositions(ids, { batch: shape[0]!, eosTokenId: model.config.eosTokenId }),
+        { dtype: "i32" },
+      );
       const { lastHiddenState, poolerOutput } = model.forward({ inputIds, endPositions });
       return { last_hidden_state: lastHiddenState, pooler_output: poolerOutput };
     };

@@ -9,6 +9,7 @@ import { ConfigError } from "../errors.ts";
 import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { LayerNorm, Linear, RMSNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
+import { weightsChanged } from "../tensor/function.ts";
 import { openCheckpoint } from "../tensor/safetensors.ts";
 import { attention, concat, rotaryEmbedding, type Tensor, timestepEmbedding } from "../tensor/tensor.ts";
 import { ModelConfig } from "./config.ts";
@@ -395,11 +396,13 @@ export class FluxTransformer2DModel extends Model {
   /** Makes one projection of q, k and v of each stream, as diffusers' method of the name; before or after quantizing. */
   fuseQkvProjections(): void {
     for (const block of [...this.transformer_blocks, ...this.single_transformer_blocks]) block.attn.fuseProjections();
+    weightsChanged();
   }
 
   /** Takes `fuseQkvProjections` back. */
   unfuseQkvProjections(): void {
     for (const block of [...this.transformer_blocks, ...this.single_transformer_blocks]) block.attn.unfuseProjections();
+    weightsChanged();
   }
 
   /**

@@ -7,6 +7,7 @@
 import type { Dtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { sameShape } from "../graph/ops.ts";
+import { weightsChanged } from "../tensor/function.ts";
 import type { QuantizedTensor } from "../tensor/quantized.ts";
 import { Tensor } from "../tensor/tensor.ts";
 
@@ -30,6 +31,7 @@ export class Parameter {
   /** Gives the values, in floats. */
   set tensor(value: Tensor) {
     this.#check(value.shape);
+    if (this.#tensor) weightsChanged();
     this.#tensor = value;
     this.#quantized = undefined;
   }
@@ -42,6 +44,7 @@ export class Parameter {
   /** Gives the values, quantized. */
   set quantized(value: QuantizedTensor) {
     this.#check(value.shape);
+    if (this.#tensor) weightsChanged();
     this.#tensor = value.tensor;
     this.#quantized = value;
   }
