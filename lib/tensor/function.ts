@@ -368,5 +368,20 @@ export async function computeOnce(tensors: readonly Tensor[], device: Device): P
   return results;
 }
 
+/**
+ * The value of a constant: the one that is kept, or else one that is computed now and kept by nobody.
+ *
+ * @param n A node that no argument reaches.
+ * @param device Where.
+ * @returns Its buffer, and whether it is kept; else it is the caller's to dispose of.
+ */
+export async function constantValue(n: Node, device: Device): Promise<{ buffer: NativeBuffer; kept: boolean }> {
+  if (n.op === "leaf") return { buffer: device.bufferOf(n, { passing: true }), kept: device.keeps(n) };
+  const kept = device.constant(ownerOf(n), constantKey(n));
+  if (kept) return { buffer: kept, kept: true };
+  const [buffer] = await computeOnce([new Tensor(n)], device);
+  return { buffer: buffer!, kept: false };
+}
+
 /** One of the leaves that a constant follows from. */
 const ownerOf = (n: Node): Node => topological([n]).find((x) => x.op === "leaf")!;

@@ -116,6 +116,8 @@ export interface TensorToWrite {
 export interface WriteSafetensorsOptions {
   /** Strings to keep under `__metadata__`. */
   metadata?: Readonly<Record<string, string>> | undefined;
+  /** The multiple of bytes at which the tensors begin, 8 by default: where all have whole multiples of it, each does. */
+  align?: number | undefined;
 }
 
 /** Options of {@linkcode parseHeader}. */
@@ -319,7 +321,7 @@ export async function stageSafetensors(
   const sorted = given.toSorted((a, b) =>
     byteSize[b.dtype] - byteSize[a.dtype] || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
   );
-  const { header, places } = makeHeader(sorted, options.metadata);
+  const { header, places } = makeHeader(sorted, options);
   const partial = partialPath(path);
   let created = false;
   try {
@@ -552,7 +554,7 @@ function readWeightMap(path: string): Map<string, string> {
 
 function makeHeader(
   sorted: readonly TensorToWrite[],
-  metadata: Readonly<Record<string, string>> | undefined,
+  { metadata, align = PREFIX_BYTES }: WriteSafetensorsOptions,
 ): { header: Uint8Array<ArrayBuffer>; places: Map<string, { offset: number; length: number }> } {
   const entries: string[] = [];
   if (metadata && Object.keys(metadata).length > 0) {
@@ -594,7 +596,7 @@ function makeHeader(
     begin += length;
   }
   const json = new TextEncoder().encode(`{${entries.join(",")}}`);
-  const padded = Math.ceil(json.length / 8) * 8;
+  const padded = Math.ceil((PREFIX_BYTES + json.length) / align) * align - PREFIX_BYTES;
   if (padded > MAX_HEADER_BYTES) {
     throw new RangeError(
       `Cannot write a header of ${padded} bytes, over the format's limit of ${MAX_HEADER_BYTES}: ` +
