@@ -14,7 +14,6 @@ import { CLIPTextModel } from "../models/clip_text_model.ts";
 import { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../models/t5_encoder_model.ts";
 import type { SaveOptions } from "../nn/save.ts";
-import { describeQuantization } from "../quantize/describe.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../schedulers/linspace.ts";
 import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
@@ -799,6 +798,7 @@ class Runner {
       return { Software: "denoise", model: this.#parts.model, ...(prompts && { prompt: at(prompts, index, copies) }) };
     }
     const { prompt2, negativePrompt, trueCfgScale, guidanceScale = DEFAULT_GUIDANCE } = options;
+    const { quantization } = this.#functions.facts;
     const settings: GenerationSettings = {
       model: this.#parts.model,
       prompt: at(prompts, index, copies),
@@ -814,18 +814,10 @@ class Runner {
       height: job.height,
       maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
-      ...(this.#quantization() !== "" && { quantization: this.#quantization() }),
+      ...(quantization !== "" && { quantization }),
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
     return settingsToMetadata(settings);
-  }
-
-  /** How each part is quantized: `transformer: 110 int8dq, 3 float; vae: 34 int8wo`. */
-  #quantization(): string {
-    const { transformer, vae, textEncoder, textEncoder2 } = this.#parts;
-    const parts = { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 };
-    return Object.entries(parts).map(([name, part]) => [name, part ? describeQuantization(part) : ""])
-      .filter(([, how]) => how !== "").map(([name, how]) => `${name}: ${how}`).join("; ");
   }
 
   async encodePrompt(
@@ -848,11 +840,12 @@ class Runner {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
     const { prompt, model: _, dtype: __, quantization = "", batchSize = 1, index = 0, seed, ...rest } = settings;
-    if (quantization !== this.#quantization()) {
+    const here = this.#functions.facts.quantization;
+    if (quantization !== here) {
       const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
       throw new DenoiseError(
         `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
-          `and the pipeline is ${told(this.#quantization())}; load the model, and quantize it as it was`,
+          `and the pipeline is ${told(own)}; load the model, and quantize it as it was`,
         { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
       );
     }

@@ -9,6 +9,8 @@ import type { AutoencoderKL } from "../models/autoencoder_kl.ts";
 import type { CLIPTextModel } from "../models/clip_text_model.ts";
 import type { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import type { T5EncoderModel } from "../models/t5_encoder_model.ts";
+import type { Model } from "../nn/module.ts";
+import { describeQuantization } from "../quantize/describe.ts";
 import type { Device } from "../tensor/device.ts";
 import { type CompiledFunction, compileFunction, type FunctionMaker, type KernelChoices } from "../tensor/function.ts";
 import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
@@ -86,6 +88,8 @@ export interface FluxFacts {
   readonly sampleSize: number;
   /** Whether the VAE decodes one picture at a time. */
   readonly slicing: boolean;
+  /** How each part is quantized: `transformer: 110 int8dq, 3 float; vae: 34 int8wo`. */
+  readonly quantization: string;
   /** The most tokens that CLIP takes and the one at which a text ends, where there are text encoders. */
   readonly clip: { readonly maxPositionEmbeddings: number; readonly eosTokenId: number } | undefined;
 }
@@ -162,14 +166,23 @@ export class RecordedFlux implements FluxFunctions {
       scaleFactor: vae.scaleFactor,
       sampleSize: vae.config.sampleSize,
       slicing: vae.useSlicing,
+      quantization: this.#quantization(),
       clip: textEncoder?.config,
     };
   }
 
-  parameters(part: FluxPart): number {
+  #quantization(): string {
+    const parts = Object.entries(this.#parts()).map(([name, part]) => [name, part ? describeQuantization(part) : ""]);
+    return parts.filter(([, how]) => how !== "").map(([name, how]) => `${name}: ${how}`).join("; ");
+  }
+
+  #parts(): Readonly<Record<FluxPart, Model | undefined>> {
     const { transformer, vae, textEncoder, textEncoder2 } = this.#models;
-    const models = { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 };
-    return models[part]?.parameterCount() ?? 0;
+    return { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 };
+  }
+
+  parameters(part: FluxPart): number {
+    return this.#parts()[part]?.parameterCount() ?? 0;
   }
 
   /** Has kernels chosen: of the text encoders and the transformer, and of the decoders where they are told. */
