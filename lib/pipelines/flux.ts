@@ -845,7 +845,7 @@ class Runner {
       const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
       throw new DenoiseError(
         `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
-          `and the pipeline is ${told(own)}; load the model, and quantize it as it was`,
+          `and the pipeline is ${told(here)}; load the model, and quantize it as it was`,
         { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
       );
     }
