@@ -75,7 +75,7 @@ export interface PlannedProblem {
   readonly joined?: readonly string[] | undefined;
   /** What it took in floats, in microseconds, where it was measured. */
   readonly floatMicroseconds?: number | undefined;
-  /** What it took in the scheme, with its part of what quantizing the input took. */
+  /** What it took in the scheme, without quantizing the input. */
   readonly microseconds?: number | undefined;
 }
 
