@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
 import { ConfigError, DenoiseError } from "../errors.ts";
 import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
@@ -205,6 +206,8 @@ export interface FluxPipeline {
   ): Promise<FluxEmbeddings>;
   /** What a call with the same arguments will take of the memory. Nothing is computed, and no weights are needed. */
   plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
+  /** @internal Runs the models on prompts, on functions of another maker. */
+  [CALIBRATION](prompts: readonly string[], options: CalibrationOptions): Promise<void>;
   /** The noise that a run starts from: packed, one row for each picture. */
   prepareLatents(options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }): Tensor;
   /**
@@ -356,6 +359,11 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
       options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
     ) => run.encodePrompt(prompt, options),
     plan: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.plan(prompt, options),
+    [CALIBRATION]: async (prompts: readonly string[], options: CalibrationOptions) => {
+      const { make, ...rest } = options;
+      const observed = new Runner(parts, new RecordedFlux(parts, make));
+      for (const prompt of prompts) await observed.generate(prompt, { ...rest, outputType: "latent" });
+    },
     prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
@@ -371,7 +379,10 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
 }
 
 /** What a loaded pipeline is made of. */
-type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save">;
+type Parts = Omit<
+  FluxPipeline,
+  "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save" | typeof CALIBRATION
+>;
 
 /** What a run takes of them. */
 type RunnerParts = Pick<Parts, "model" | "device" | "dtype" | "tokenizer" | "tokenizer2" | "scheduler">;
