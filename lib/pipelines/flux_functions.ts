@@ -9,6 +9,8 @@ import type { AutoencoderKL } from "../models/autoencoder_kl.ts";
 import type { CLIPTextModel } from "../models/clip_text_model.ts";
 import type { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import type { T5EncoderModel } from "../models/t5_encoder_model.ts";
+import type { Model } from "../nn/module.ts";
+import { describeQuantization } from "../quantize/describe.ts";
 import type { Device } from "../tensor/device.ts";
 import { type CompiledFunction, compileFunction, type KernelChoices } from "../tensor/function.ts";
 import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
@@ -90,13 +92,36 @@ export interface FluxFacts {
   readonly clip: { readonly maxPositionEmbeddings: number; readonly eosTokenId: number } | undefined;
 }
 
-/** The folders of models in a checkpoint. */
-export type FluxPart = "text_encoder" | "text_encoder_2" | "transformer" | "vae";
+/** The folders of models in a checkpoint, in the order in which they run. */
+export const FLUX_PARTS = ["text_encoder", "text_encoder_2", "transformer", "vae"] as const;
+
+/** The folder of a model. */
+export type FluxPart = typeof FLUX_PARTS[number];
+
+/** What the shapes of a call follow from. */
+export interface FluxShape {
+  /** How many prompts there are. */
+  readonly prompts: number;
+  /** Pictures of each. */
+  readonly numImagesPerPrompt: number;
+  /** Rows of pixels. */
+  readonly height: number;
+  /** Pixels in a row. */
+  readonly width: number;
+  /** The steps. */
+  readonly numInferenceSteps: number;
+  /** T5's tokens. */
+  readonly maxSequenceLength: number;
+  /** Whether there is classifier-free guidance. */
+  readonly guided: boolean;
+}
 
 /** What a pipeline runs on. */
 export interface FluxFunctions {
   /** What is known of the models. */
   readonly facts: FluxFacts;
+  /** How each part is quantized: `transformer: 110 int8dq, 3 float; vae: 34 int8wo`. */
+  readonly quantization: string;
   /** CLIP, where there is one. */
   readonly clip: Clip | undefined;
   /** T5, where there is one. */
@@ -109,6 +134,8 @@ export interface FluxFunctions {
   decoder(shape: DecoderShape): Decoder;
   /** How many numbers a model was trained on. */
   parameters(part: FluxPart): number;
+  /** Refuses calls that there are no functions for. */
+  admit(shape: FluxShape): void;
 }
 
 /** The models that functions are recorded from. */
@@ -146,7 +173,7 @@ export class RecordedFlux implements FluxFunctions {
     this.step = compileFunction((inputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
     this.guidedStep = compileFunction((inputs) => this.#recordGuidedStep(inputs), {
       device,
-      name: "transformer",
+      name: "guided_transformer",
       varying,
     });
   }
@@ -161,15 +188,30 @@ export class RecordedFlux implements FluxFunctions {
       scaleFactor: vae.scaleFactor,
       sampleSize: vae.config.sampleSize,
       slicing: vae.useSlicing,
-      clip: textEncoder?.config,
+      clip: textEncoder && {
+        maxPositionEmbeddings: textEncoder.config.maxPositionEmbeddings,
+        eosTokenId: textEncoder.config.eosTokenId,
+      },
     };
   }
 
-  parameters(part: FluxPart): number {
+  #model(part: FluxPart): Model | undefined {
     const { transformer, vae, textEncoder, textEncoder2 } = this.#models;
-    const models = { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 };
-    return models[part]?.parameterCount() ?? 0;
+    return { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 }[part];
   }
+
+  get quantization(): string {
+    return FLUX_PARTS.map((part) => ({ part, model: this.#model(part) }))
+      .map(({ part, model }) => ({ part, how: model ? describeQuantization(model) : "" }))
+      .filter(({ how }) => how !== "").map(({ part, how }) => `${part}: ${how}`).join("; ");
+  }
+
+  parameters(part: FluxPart): number {
+    return this.#model(part)?.parameterCount() ?? 0;
+  }
+
+  /** What comes is recorded. */
+  admit(): void {}
 
   /** Has kernels chosen: of the text encoders and the transformer, and of the decoders where they are told. */
   choose(choices: KernelChoices, { vae }: { vae: boolean }): void {

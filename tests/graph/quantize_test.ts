@@ -110,7 +110,8 @@ Deno.test("bias, activation, gate and residual are a part of the quantized multi
 });
 
 Deno.test("modulations are computed for all steps before the first, but not by one scale for all steps", () => {
-  const modulations = (stage: Stage) => callsTo(stage, "quantized_linear").filter(({ params }) => params.n! > 2000);
+  const modulations = (stage: Stage) =>
+    callsTo(stage, "quantized_linear").filter(({ params }) => (params.n as number) > 2000);
   for (const scheme of DYNAMIC) {
     const [, run, step] = fluxStages(scheme);
     assert.ok(modulations(run!).length > 0 && modulations(step!).length === 0, scheme);
