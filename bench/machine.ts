@@ -16,8 +16,25 @@ export interface Peak {
   readonly f32: number;
   /** Multiply-adds of bf16 pairs into f32, in GFLOP/s; 0 where the CPU has no instruction for them. */
   readonly bf16: number;
+  /** Multiply-adds of bytes into i32, in GOP/s: by VNNI where the CPU has it. */
+  readonly int8: number;
   /** Bytes read from memory, in GB/s. */
   readonly bytes: number;
+}
+
+/** What the largest cache of a large server is, where the system does not say. */
+const LARGE_CACHE = 260e6;
+
+/** Bytes of the machine's largest cache. */
+export async function cacheBytes(): Promise<number> {
+  const folder = "/sys/devices/system/cpu/cpu0/cache";
+  const sizes: number[] = [];
+  for (let index = 0;; index++) {
+    const text = await Deno.readTextFile(`${folder}/index${index}/size`).catch(() => undefined);
+    if (text === undefined) break;
+    sizes.push(1024 * parseInt(text));
+  }
+  return sizes.length > 0 ? Math.max(...sizes) : LARGE_CACHE;
 }
 
 /** Threads that both sides of a comparison use. */
@@ -63,6 +80,8 @@ export async function printMachine(peak?: Peak): Promise<void> {
   if (!peak) return;
   const bf16 = peak.bf16 > 0 ? `, bf16 ${peak.bf16.toFixed(0)} GFLOP/s` : "";
   console.log(
-    `measured peak: f32 ${peak.f32.toFixed(0)} GFLOP/s${bf16}, memory reads ${peak.bytes.toFixed(0)} GB/s`,
+    `measured peak: f32 ${peak.f32.toFixed(0)} GFLOP/s${bf16}, int8 ${peak.int8.toFixed(0)} GOP/s, memory reads ${
+      peak.bytes.toFixed(0)
+    } GB/s`,
   );
 }

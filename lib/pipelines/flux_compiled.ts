@@ -4,13 +4,12 @@
  * @module
  */
 
-import { type CompiledFile, type Description } from "../compile/ahead_of_time.ts";
+import { type CompiledFile, type Description, functionOf } from "../compile/ahead_of_time.ts";
 import { CheckpointError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import type { Device } from "../tensor/device.ts";
-import { CompiledFunction, shapesKey, type Specialization } from "../tensor/function.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import type { CompiledFunction } from "../tensor/function.ts";
 import {
   type Clip,
   type Decoder,
@@ -151,27 +150,11 @@ export class ReadFlux implements FluxFunctions {
     this.quantization = quantization;
     this.#shapes = shapes;
     this.#parameters = parameters;
-    this.clip = facts.clip && this.#function("text_encoder");
-    this.t5 = facts.clip && this.#function("text_encoder_2");
-    this.step = this.#function("transformer");
-    this.guidedStep = this.#function("guided_transformer");
-  }
-
-  #function<I, O>(name: string): CompiledFunction<I, O> {
-    const known = this.#file.functions.get(name) ?? [];
-    const keyOf = (types: Parameters<typeof shapesKey>[0]) => shapesKey(types);
-    const byShapes = new Map<string, Specialization>(
-      known.map((found) => [keyOf(Object.fromEntries(found.arguments.map((port) => [port.name, port]))), found]),
-    );
-    return new CompiledFunction((inputs: I) => {
-      const key = keyOf(inputs as Record<string, Tensor>);
-      const found = byShapes.get(key);
-      if (found) return found;
-      throw new RangeError(
-        `Cannot run ${name} on ${key}: ${this.#file.path} has it ` +
-          (byShapes.size === 0 ? "not at all" : `for ${[...byShapes.keys()].join("; ")}`),
-      );
-    }, { name, device: this.#device });
+    const read = <I, O>(name: string): CompiledFunction<I, O> => functionOf(file, name, device);
+    this.clip = facts.clip && read("text_encoder");
+    this.t5 = facts.clip && read("text_encoder_2");
+    this.step = read("transformer");
+    this.guidedStep = read("guided_transformer");
   }
 
   parameters(part: FluxPart): number {
@@ -181,7 +164,7 @@ export class ReadFlux implements FluxFunctions {
   decoder(shape: DecoderShape): Decoder {
     const name = decoderName(shape);
     let decoder = this.#decoders.get(name);
-    if (!decoder) this.#decoders.set(name, decoder = this.#function(name));
+    if (!decoder) this.#decoders.set(name, decoder = functionOf(this.#file, name, this.#device));
     return decoder;
   }
 

@@ -1,4 +1,4 @@
-import { byRow, type Scheme } from "./scheme.ts";
+import { byRow, fp8Kind, type Scheme } from "./scheme.ts";
 
 /**
  * fp8 weights and, at run time, fp8 inputs, each by one scale for all of the tensor. torchao's
@@ -8,6 +8,8 @@ export const fp8dq: Scheme = {
   name: "fp8dq",
   summary: "fp8 weights and activations, by tensor",
   kinds: ["linear"],
-  quantization: (input, { fp8 = "e4m3" }) =>
-    byRow(fp8, input, { perTensor: true, activation: { rows: fp8, perTensor: 1 } }),
+  quantization: (input, options) => {
+    const fp8 = fp8Kind(options.fp8);
+    return byRow(fp8, input, { perTensor: true, activation: { rows: fp8, perTensor: 1 } });
+  },
 };

@@ -1,4 +1,4 @@
-import { byRow, type Scheme } from "./scheme.ts";
+import { byRow, fp8Kind, type Scheme } from "./scheme.ts";
 
 /**
  * fp8 weights by output and, at run time, fp8 inputs by token. torchao's `Float8DynamicActivationFloat8WeightConfig`
@@ -8,5 +8,8 @@ export const fp8dqrow: Scheme = {
   name: "fp8dqrow",
   summary: "fp8 weights and activations, by row",
   kinds: ["linear"],
-  quantization: (input, { fp8 = "e4m3" }) => byRow(fp8, input, { activation: { rows: fp8, perTensor: 0 } }),
+  quantization: (input, options) => {
+    const fp8 = fp8Kind(options.fp8);
+    return byRow(fp8, input, { activation: { rows: fp8, perTensor: 0 } });
+  },
 };

@@ -1,3 +1,4 @@
+import type { RowsKind } from "../graph/schema.ts";
 import { byRow, groupSize, type Scheme } from "./scheme.ts";
 
 /**
@@ -8,9 +9,13 @@ export const int4dq: Scheme = {
   name: "int4dq",
   summary: "int4 weights in groups, int8 activations",
   kinds: ["linear"],
-  quantization: (input, { groupSize: size, activation = "asymmetric" }) =>
-    byRow("int4", input, {
-      group: groupSize(size, 32),
-      activation: { rows: activation === "asymmetric" ? "int8_asym" : "int8", perTensor: 0 },
-    }),
+  quantization: (input, { groupSize: size, activation = "asymmetric" }) => {
+    const rows = ROWS[activation];
+    if (rows === undefined) {
+      throw new RangeError(`Cannot use an activation of ${JSON.stringify(activation)}: pass asymmetric or symmetric`);
+    }
+    return byRow("int4", input, { group: groupSize(size, 32), activation: { rows, perTensor: 0 } });
+  },
 };
+
+const ROWS: Readonly<Record<string, RowsKind>> = { asymmetric: "int8_asym", symmetric: "int8" };

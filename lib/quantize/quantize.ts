@@ -5,6 +5,7 @@
  */
 
 import type { FloatDtype } from "../graph/dtypes.ts";
+import type { Node } from "../graph/node.ts";
 import { refusal } from "../graph/quantized.ts";
 import { sizeOf } from "../graph/ops.ts";
 import { Conv2d, Embedding, Linear } from "../nn/layers.ts";
@@ -162,6 +163,7 @@ export function quantize(
     scheme: typeof rule.scheme !== "string" ? rule.scheme : rule.scheme === "none" ? undefined : schemeOf(rule.scheme),
   }));
   const from = dtype ?? (module instanceof Model ? module.dtype as FloatDtype : undefined);
+  const values = new Map<Parameter, QuantizedTensor>();
   const quantized: QuantizedLayer[] = [];
   const skipped: SkippedLayer[] = [];
   for (const layer of quantizableLayers(module)) {
@@ -176,18 +178,23 @@ export function quantize(
     } else {
       const result = quantizeLayer(layer, rule.scheme, { ...settings, ...rule, dtype: from });
       if (typeof result === "string") skip(result);
-      else quantized.push(result);
+      else {
+        quantized.push(result.report);
+        values.set(layer.weight, result.value);
+      }
     }
   }
+  // Only now: a rule that cannot be followed leaves the model as it was.
+  for (const [weight, value] of values) weight.quantized = value;
   return { quantized, skipped };
 }
 
-/** Quantizes one layer; gives the reason where it cannot be. */
+/** A layer's quantized weight; the reason where there can be none. */
 function quantizeLayer(
   layer: QuantizableLayer,
   scheme: Scheme,
   options: SchemeOptions & { dtype: FloatDtype | undefined },
-): QuantizedLayer | string {
+): { report: QuantizedLayer; value: QuantizedTensor } | string {
   const { name, kind, weight } = layer;
   if (weight.quantized) return `it is in ${weight.quantized.scheme} already: dequantize it first`;
   if (!scheme.kinds.includes(kind)) return `${scheme.name} is not for layers of kind ${kind}`;
@@ -198,8 +205,7 @@ function quantizeLayer(
   const dtype = options.dtype ?? weight.tensor.dtype as FloatDtype;
   const value = QuantizedTensor.quantize(weight.tensor, { scheme: scheme.name, quantization, dtype });
   const bytesBefore = sizeOf(weight.shape) * (weight.tensor.dtype === "f32" ? 4 : 2);
-  weight.quantized = value;
-  return { name, scheme: scheme.name, bytesBefore, bytes: value.byteLength };
+  return { report: { name, scheme: scheme.name, bytesBefore, bytes: value.byteLength }, value };
 }
 
 const PRUNED = "prune_semi_structured";
@@ -211,7 +217,13 @@ const PRUNED = "prune_semi_structured";
  * @returns Whether it is
  */
 export function isPruned(weight: Parameter): boolean {
-  return weight.tensor.node.op === PRUNED;
+  return holdsPruned(weight.tensor.node);
+}
+
+/** Whether a node was pruned, or is made of rows of such nodes, as projections that were joined are. */
+function holdsPruned({ op, inputs, params }: Node): boolean {
+  if (op === PRUNED) return true;
+  return (op === "concat" || op === "slice") && params.axis === 0 && inputs.every((x) => holdsPruned(x!));
 }
 
 /**
@@ -236,6 +248,8 @@ export function sparsify(
       ? "the filter leaves it out"
       : weight.quantized
       ? `it is in ${weight.quantized.scheme} already: prune before quantizing`
+      : isPruned(weight)
+      ? "it is pruned already"
       : shape[1]! % 8 !== 0
       ? `its ${shape[1]} inputs are not a multiple of 8`
       : undefined;

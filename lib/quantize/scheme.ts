@@ -84,3 +84,14 @@ export function groupSize(size: number | undefined, fallback: number): number {
   if (GROUPS.includes(size)) return size;
   throw new RangeError(`Cannot use a groupSize of ${size}: pass 32, 64, 128 or 256`);
 }
+
+/**
+ * The kind of fp8 after a check.
+ *
+ * @param kind What the caller gave.
+ * @returns The kind, `e4m3` where they gave none.
+ */
+export function fp8Kind(kind: SchemeOptions["fp8"]): "e4m3" | "e5m2" {
+  if (kind === undefined || kind === "e4m3" || kind === "e5m2") return kind ?? "e4m3";
+  throw new RangeError(`Cannot use an fp8 of ${JSON.stringify(kind)}: pass e4m3 or e5m2`);
+}
