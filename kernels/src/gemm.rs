@@ -29,6 +29,8 @@ const STAGED: usize = 160 * 1024;
 const ROWS: usize = 168;
 /// Columns in a task where staging is repeated for each.
 const WIDE: usize = 256;
+/// Ways to cut the work: the parameter `variant` of kernels is below it.
+pub const VARIANTS: u32 = 4;
 /// Threads that remember what they staged; others stage again for every task.
 const REMEMBERED: usize = 64;
 
@@ -486,14 +488,17 @@ impl Region {
 }
 
 /// Runs a multiply whose B is packed for the level.
-pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
+///
+/// `variant` picks a way to cut the work: 0 by shape, 1 into tasks of half as many columns, 2 of twice as many, 3 with
+/// rows staged once for all columns where 0 stages them again, and the reverse.
+pub fn gemm<P: Product>(cx: &Cx, g: &Gemm, variant: u32) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
     let steps = g.k.div_ceil(P::step(cx.level));
     let blocks = steps.div_ceil(BLOCK).max(1);
     // Blocks of rows depend on the shape alone, so that the order of every sum does.
-    let whole = g.m.min(56) * blocks * ROW <= STAGED;
+    let whole = (g.m.min(56) * blocks * ROW <= STAGED) != (variant == 3);
     let most = if whole { (STAGED / (blocks * ROW)).max(1) } else { ROWS };
     let row_blocks = g.m.div_ceil(most);
     let rows = g.m.div_ceil(row_blocks);
@@ -506,6 +511,11 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
     let least = if whole { (400 / cost.max(1)).max(1) } else { WIDE / panel };
     let tasks = if threads == 1 { 1 } else { (panels / least).clamp(1, threads * if whole { 16 } else { 64 }) };
     let width = panels.div_ceil(tasks).clamp(1, if whole { 1024 } else { 2 * WIDE } / panel);
+    let width = match variant {
+        1 => width.div_ceil(2),
+        2 => (2 * width).min(panels),
+        _ => width,
+    };
     let column_blocks = panels.div_ceil(width);
     let staged: [AtomicUsize; REMEMBERED] = [const { AtomicUsize::new(usize::MAX) }; REMEMBERED];
     cx.pool.run(row_blocks * column_blocks, &|index, thread| {

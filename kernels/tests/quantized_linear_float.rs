@@ -2,6 +2,7 @@
 mod common;
 
 use common::{Rng, Tensor, bound, conform_with, levels, normalized_error, run};
+use denoise::gemm::VARIANTS;
 use denoise::level::Level;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
@@ -52,6 +53,7 @@ struct Case {
     residual: Option<Tensor>,
     out: Tensor,
     act: Activation,
+    variant: u32,
 }
 
 /// Whether a code of a format is a finite number.
@@ -126,6 +128,7 @@ impl Case {
             residual: None,
             out: Tensor::empty(dtype, &[m, n]),
             act: Activation::None,
+            variant: 0,
         }
     }
     fn zeros(mut self, rng: &mut Rng) -> Self {
@@ -150,7 +153,7 @@ impl Case {
             w.group as u32,
             self.zero.is_some() as u32,
             self.rows as u32,
-            0,
+            self.variant,
         ]
     }
     fn pack_params(&self) -> [u32; 8] {
@@ -187,6 +190,22 @@ fn formats(k: usize) -> Vec<Weight> {
     let known = [Format::Int8, Format::E4m3, Format::E5m2].map(|format| weight(format, k));
     let even = k.is_multiple_of(2).then(|| weight(Format::Int4, k));
     known.into_iter().chain(even).chain(SMALL.map(|(ebits, mbits)| small(ebits, mbits, k))).collect()
+}
+
+#[test]
+fn every_way_to_cut_the_work() {
+    let mut rng = Rng(13);
+    for variant in 0..VARIANTS {
+        for format in [Format::Int8, Format::Int4, Format::E4m3] {
+            for (group, [m, n, k]) in [(96, [3, 130, 96]), (32, [70, 200, 96]), (544, [190, 97, 544])] {
+                for dtype in [DType::F32, DType::BF16] {
+                    let mut case = Case::new(&mut rng, dtype, weight(format, group), [m, n, k]);
+                    case.variant = variant;
+                    case.check();
+                }
+            }
+        }
+    }
 }
 
 #[test]

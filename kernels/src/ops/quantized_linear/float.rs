@@ -296,7 +296,8 @@ fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Resu
     if g.m <= few::ROWS && chunked(&s.weight, s.k) {
         return few::few::<P>(cx, &g, &packed);
     }
-    if packed.pairs && !packed.by_column() { gemm::<Grouped<P>>(cx, &g) } else { gemm::<P>(cx, &g) }
+    let variant = args.params[9];
+    if packed.pairs && !packed.by_column() { gemm::<Grouped<P>>(cx, &g, variant) } else { gemm::<P>(cx, &g, variant) }
 }
 
 /// Stored codes, scales and zero points to panels.

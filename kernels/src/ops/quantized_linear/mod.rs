@@ -6,11 +6,10 @@ mod integer;
 
 use super::*;
 use crate::ensure;
+use crate::gemm::VARIANTS;
 use crate::quant::{Weight, rows_bytes, rows_scale, rows_value};
 use crate::schema::{DType, Format, Rows};
 
-/// Ways to cut the work, by the parameter `variant`.
-pub const VARIANTS: u32 = 1;
 /// out = residual + gate * act(x W^T + bias), W packed and x of floats or of quantized rows.
 pub static QUANTIZED_LINEAR: Kernel = Kernel { check, run, reference };
 /// Stored codes, scales and zero points to the level's layout.
