@@ -387,7 +387,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
 /** A pipeline that runs as a runner does, with all else that it has. */
 function pipelineOf(
   run: Runner,
-  members: Parts & Pick<FluxPipeline, "save" | typeof CALIBRATION | typeof COMPILE_TARGET>,
+  members: Parts & Pick<FluxPipeline, "save" | typeof COMPILE_TARGET | typeof CALIBRATION>,
 ): FluxPipeline {
   const call = (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
     return run.generate(prompt, options);
@@ -439,12 +439,10 @@ async function loadCompiled(path: string, options: FluxLoadOptions): Promise<Flu
     get vae(): never {
       return absent("the VAE");
     },
-    get [CALIBRATION](): never {
-      return absent("the graphs");
-    },
     get [COMPILE_TARGET](): never {
       return absent("the graphs");
     },
+    [CALIBRATION]: () => Promise.try(() => absent("the layers")),
     save: () => Promise.try(() => absent("the weights")),
   });
 }
@@ -458,14 +456,7 @@ async function deviceOf(level: string): Promise<Device> {
 /** What a loaded pipeline is made of. */
 type Parts = Omit<
   FluxPipeline,
-  | "steps"
-  | "encodePrompt"
-  | "plan"
-  | "prepareLatents"
-  | "rerun"
-  | "save"
-  | typeof CALIBRATION
-  | typeof COMPILE_TARGET
+  "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save" | typeof COMPILE_TARGET | typeof CALIBRATION
 >;
 
 /** What a run takes of them. */
