@@ -13,6 +13,8 @@
  * @module
  */
 
+export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
+export type { TriedKernel } from "./lib/compile/tuner.ts";
 export * from "./lib/errors.ts";
 export * from "./lib/graph/dtypes.ts";
 export type { Node, OpName, Params, Rate, ViewName } from "./lib/graph/node.ts";
@@ -48,6 +50,7 @@ export * from "./lib/quantize/int4dq.ts";
 export * from "./lib/quantize/int4wo.ts";
 export * from "./lib/quantize/int8dq.ts";
 export * from "./lib/quantize/int8wo.ts";
+export * from "./lib/quantize/plan.ts";
 export * from "./lib/quantize/quantize.ts";
 export * from "./lib/quantize/scheme.ts";
 export * from "./lib/quantize/schemes.ts";

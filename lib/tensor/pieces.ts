@@ -32,6 +32,7 @@ export function bytesOfEach(tensors: readonly Tensor[], device: Device): (() => 
       const length = sizeOf(t.shape) * byteSize(t.dtype);
       const source = sourceOf(t.node);
       if (source?.kind === "file") return yield* fileBytes(source);
+      if (source?.kind === "host") return yield source.bytes;
       if (t.node.op === "leaf") return yield* bufferBytes(device.bufferOf(t.node), length);
       buffers ??= computeOnce(computed, device);
       const buffer = (await buffers)[computed.indexOf(t)]!;
