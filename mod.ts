@@ -50,6 +50,7 @@ export * from "./lib/quantize/int4dq.ts";
 export * from "./lib/quantize/int4wo.ts";
 export * from "./lib/quantize/int8dq.ts";
 export * from "./lib/quantize/int8wo.ts";
+export * from "./lib/quantize/plan.ts";
 export * from "./lib/quantize/quantize.ts";
 export * from "./lib/quantize/scheme.ts";
 export * from "./lib/quantize/schemes.ts";

@@ -19,9 +19,10 @@ export interface MeasureOptions {
   readonly device: Device;
   /**
    * Bytes of weights that a real run reads from one use of a weight to the next: as many are read here, so that what a
-   * run would not find in a cache is not found here either. 0, the default: the same weight again and again.
+   * run would not find in a cache is not found here either. One number for all candidates, or one for each. 0, the
+   * default: the same weight again and again.
    */
-  readonly workingSet?: number | undefined;
+  readonly workingSet?: number | readonly number[] | undefined;
   /** Milliseconds to spend on all candidates together, 60 by default; each is timed twice at least. */
   readonly milliseconds?: number | undefined;
   /** Stops between two runs. */
@@ -58,9 +59,10 @@ export async function timeCalls(
   using memory = new Memory();
   const trials: Trial[] = [];
   try {
-    for (const calls of candidates) {
+    for (const [i, calls] of candidates.entries()) {
       signal?.throwIfAborted();
-      trials.push(await makeTrial(calls, { device, memory, workingSet }));
+      const bytes = typeof workingSet === "number" ? workingSet : workingSet[i]!;
+      trials.push(await makeTrial(calls, { device, memory, workingSet: bytes }));
     }
     for (let round = 0; round < 2 || (round < MOST_ROUNDS && performance.now() < end); round++) {
       for (const trial of trials) {

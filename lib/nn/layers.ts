@@ -70,6 +70,35 @@ export class Linear extends Module {
   }
 }
 
+/** A linear layer that is being recorded. */
+export interface LinearCall {
+  /** Its name in the model. */
+  readonly name: string;
+  /** The layer. */
+  readonly layer: Linear;
+  /** Its input. */
+  readonly x: Tensor;
+}
+
+/**
+ * Records something of a model with another function in place of its linear layers' own `forward`, which
+ * `Linear.prototype.forward.call(layer, x)` still is.
+ *
+ * @param module The model
+ * @param forward What gives a layer's output
+ * @param record Records; the layers are themselves again when it returns
+ * @returns What it recorded
+ */
+export function withLinears<T>(module: Module, forward: (call: LinearCall) => Tensor, record: () => T): T {
+  const layers = [...module.namedModules()].filter((entry): entry is [string, Linear] => entry[1] instanceof Linear);
+  try {
+    for (const [name, layer] of layers) layer.forward = (x) => forward({ name, layer, x });
+    return record();
+  } finally {
+    for (const [, layer] of layers) Reflect.deleteProperty(layer, "forward");
+  }
+}
+
 /** A convolution of (batch, height, width, channels). */
 export class Conv2d extends Module {
   /** (filters, channels, size, size). */

@@ -4,6 +4,7 @@
  * @module
  */
 
+import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
 import { ConfigError, DenoiseError } from "../errors.ts";
 import { readCompiled } from "../compile/ahead_of_time.ts";
 import { type Compilable, COMPILE_TARGET, type CompileTarget } from "../compile/compile.ts";
@@ -220,6 +221,8 @@ export interface FluxPipeline extends Compilable<FluxRun> {
   ): Promise<FluxEmbeddings>;
   /** What a call with the same arguments will take of the memory. Nothing is computed, and no weights are needed. */
   plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
+  /** @internal Runs the models on prompts, on functions of another maker. */
+  [CALIBRATION](prompts: readonly string[], options: CalibrationOptions): Promise<void>;
   /** The noise that a run starts from: packed, one row for each picture. */
   prepareLatents(options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }): Tensor;
   /**
@@ -366,6 +369,11 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   return pipelineOf(run, {
     ...parts,
     [COMPILE_TARGET]: run.compileTarget(functions),
+    [CALIBRATION]: async (prompts: readonly string[], options: CalibrationOptions) => {
+      const { make, ...rest } = options;
+      const observed = new Runner(parts, new RecordedFlux(parts, make));
+      for (const prompt of prompts) await observed.generate(prompt, { ...rest, outputType: "latent" });
+    },
     save: (folder: string, options: SaveOptions = {}) =>
       savePipeline(folder, {
         index,
@@ -379,7 +387,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
 /** A pipeline that runs as a runner does, with all else that it has. */
 function pipelineOf(
   run: Runner,
-  members: Parts & Pick<FluxPipeline, "save" | typeof COMPILE_TARGET>,
+  members: Parts & Pick<FluxPipeline, "save" | typeof CALIBRATION | typeof COMPILE_TARGET>,
 ): FluxPipeline {
   const call = (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
     return run.generate(prompt, options);
@@ -431,6 +439,9 @@ async function loadCompiled(path: string, options: FluxLoadOptions): Promise<Flu
     get vae(): never {
       return absent("the VAE");
     },
+    get [CALIBRATION](): never {
+      return absent("the graphs");
+    },
     get [COMPILE_TARGET](): never {
       return absent("the graphs");
     },
@@ -447,7 +458,14 @@ async function deviceOf(level: string): Promise<Device> {
 /** What a loaded pipeline is made of. */
 type Parts = Omit<
   FluxPipeline,
-  "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save" | typeof COMPILE_TARGET
+  | "steps"
+  | "encodePrompt"
+  | "plan"
+  | "prepareLatents"
+  | "rerun"
+  | "save"
+  | typeof CALIBRATION
+  | typeof COMPILE_TARGET
 >;
 
 /** What a run takes of them. */

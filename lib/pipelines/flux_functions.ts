@@ -12,7 +12,7 @@ import type { T5EncoderModel } from "../models/t5_encoder_model.ts";
 import type { Model } from "../nn/module.ts";
 import { describeQuantization } from "../quantize/describe.ts";
 import type { Device } from "../tensor/device.ts";
-import { type CompiledFunction, compileFunction, type KernelChoices } from "../tensor/function.ts";
+import { type CompiledFunction, compileFunction, type FunctionMaker, type KernelChoices } from "../tensor/function.ts";
 import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
 
 /** The arguments of a step's program that are the same at every step: what follows from them is computed once a run. */
@@ -158,20 +158,21 @@ export class RecordedFlux implements FluxFunctions {
   readonly #decoders = new Map<string, Decoder>();
   #vaeChoices: KernelChoices | undefined;
 
-  constructor(models: FluxModels) {
+  /** Functions of models; another maker of functions can look at what they record and compute. */
+  constructor(models: FluxModels, make: FunctionMaker = compileFunction) {
     this.#models = models;
     const { device, textEncoder, textEncoder2 } = models;
     const varying = ["latents", "rows", "stepSize"] as const;
-    this.clip = textEncoder && compileFunction((inputs) => ({ pooled: textEncoder.forward(inputs).poolerOutput }), {
+    this.clip = textEncoder && make((inputs) => ({ pooled: textEncoder.forward(inputs).poolerOutput }), {
       device,
       name: "text_encoder",
     });
-    this.t5 = textEncoder2 && compileFunction((inputs) => ({ embeds: textEncoder2.forward(inputs).lastHiddenState }), {
+    this.t5 = textEncoder2 && make((inputs) => ({ embeds: textEncoder2.forward(inputs).lastHiddenState }), {
       device,
       name: "text_encoder_2",
     });
-    this.step = compileFunction((inputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
-    this.guidedStep = compileFunction((inputs) => this.#recordGuidedStep(inputs), {
+    this.step = make((inputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
+    this.guidedStep = make((inputs) => this.#recordGuidedStep(inputs), {
       device,
       name: "guided_transformer",
       varying,

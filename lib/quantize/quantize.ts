@@ -176,7 +176,7 @@ export function quantize(
     } else if (!rule.scheme) {
       skip("its rule is none");
     } else {
-      const result = quantizeLayer(layer, rule.scheme, { ...settings, ...rule, dtype: from });
+      const result = prepareLayer(layer, rule.scheme, { ...settings, ...rule, dtype: from });
       if (typeof result === "string") skip(result);
       else {
         quantized.push(result.report);
@@ -189,11 +189,19 @@ export function quantize(
   return { quantized, skipped };
 }
 
-/** A layer's quantized weight; the reason where there can be none. */
-function quantizeLayer(
+/**
+ * Quantizes a layer's weight, and gives it to nobody yet.
+ *
+ * @param layer The layer
+ * @param scheme How
+ * @param options The scheme's settings, and the type that scales are computed in: the weight's own by default
+ * @returns The weight and its report; the reason where it cannot be quantized
+ * @throws {RangeError} If a setting is out of range
+ */
+export function prepareLayer(
   layer: QuantizableLayer,
   scheme: Scheme,
-  options: SchemeOptions & { dtype: FloatDtype | undefined },
+  options: SchemeOptions & { dtype?: FloatDtype | undefined },
 ): { report: QuantizedLayer; value: QuantizedTensor } | string {
   const { name, kind, weight } = layer;
   if (weight.quantized) return `it is in ${weight.quantized.scheme} already: dequantize it first`;

@@ -210,6 +210,9 @@ export function compileFunction<I extends Record<string, Tensor>, O extends Reco
   return new CompiledFunction((inputs: I) => recordFunction(fn, inputs, options), { name, device });
 }
 
+/** What makes functions as {@linkcode compileFunction} does. */
+export type FunctionMaker = typeof compileFunction;
+
 function recordFunction<I extends Record<string, Tensor>, O extends Record<string, Tensor>>(
   fn: (inputs: I) => O,
   inputs: I,
