@@ -55,7 +55,7 @@ async function run({ configuration, settings, pictures, floats }: Task): Promise
     quantizeVae: undefined,
     compile: configuration.compile,
     compileVae: configuration.compile_vae,
-  }, { prompts: CALIBRATION });
+  }, { prompts: CALIBRATION, run: { ...options, prompts: batch_size } });
 
   const batch = Array.from({ length: batch_size }, (_, i) => CAPTIONS[i % CAPTIONS.length]!);
   for (let i = 0; i < settings.warmup; i++) await drawBatch(pipe, batch, options);
