@@ -244,6 +244,8 @@ export interface FluxPipeline extends Compilable<FluxRun> {
    * @throws {OutputError} If the folder cannot be written
    */
   save(folder: string, options?: SaveOptions): Promise<void>;
+  /** How each part is quantized, such as `transformer: 110 int8dq, 3 float; vae: 34 int8wo`; empty where none is. */
+  readonly quantization: string;
   /** What the model was called when it was loaded. */
   readonly model: string;
   /** Where it runs. */
@@ -403,6 +405,9 @@ function pipelineOf(
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
       run.again(picture, options),
+    get quantization() {
+      return run.quantization;
+    },
   });
 }
 
@@ -456,7 +461,15 @@ async function deviceOf(level: string): Promise<Device> {
 /** What a loaded pipeline is made of. */
 type Parts = Omit<
   FluxPipeline,
-  "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save" | typeof COMPILE_TARGET | typeof CALIBRATION
+  | "steps"
+  | "encodePrompt"
+  | "plan"
+  | "prepareLatents"
+  | "rerun"
+  | "save"
+  | "quantization"
+  | typeof CALIBRATION
+  | typeof COMPILE_TARGET
 >;
 
 /** What a run takes of them. */
@@ -890,6 +903,11 @@ class Runner {
     };
   }
 
+  /** How each part is quantized. */
+  get quantization(): string {
+    return this.#functions.quantization;
+  }
+
   /** What each model will need for a job. */
   plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
     const models = this.#uses(this.#check(prompt, options)).map(({ part, inspect }) => {
@@ -927,7 +945,7 @@ class Runner {
       height: job.height,
       maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
-      ...(this.#functions.quantization !== "" && { quantization: this.#functions.quantization }),
+      ...(this.quantization !== "" && { quantization: this.quantization }),
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
     return settingsToMetadata(settings);
@@ -953,11 +971,11 @@ class Runner {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
     const { prompt, model: _, dtype: __, quantization = "", batchSize = 1, index = 0, seed, ...rest } = settings;
-    if (quantization !== this.#functions.quantization) {
+    if (quantization !== this.quantization) {
       const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
       throw new DenoiseError(
         `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
-          `and the pipeline is ${told(this.#functions.quantization)}; load the model, and quantize it as it was`,
+          `and the pipeline is ${told(this.quantization)}; load the model, and quantize it as it was`,
         { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
       );
     }
