@@ -288,9 +288,10 @@ export class QuantizationPlan {
     const rows = new Map<string, PlanRow>();
     for (const { component, name, scheme, sqnrDb, problems = [] } of this.layers) {
       const sqnr = sqnrDb === undefined ? "" : sqnrDb.toFixed(1);
-      if (problems.length === 0) rows.set(name, { layer: name, scheme, sqnr, problem: "", float: "", chosen: "" });
+      const full = `${component}.${name}`;
+      if (problems.length === 0) rows.set(full, { layer: full, scheme, sqnr, problem: "", float: "", chosen: "" });
       for (const problem of problems) {
-        const layer = `${component}.${problem.joined?.join(" + ") ?? name}`;
+        const layer = problem.joined ? `${component}.${problem.joined.join(" + ")}` : full;
         const key = `${layer} ${problemKey(problem)}`;
         const known = rows.get(key);
         // The least of what is joined is what the bound is about.
