@@ -13,6 +13,8 @@
  * @module
  */
 
+export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
+export type { TriedKernel } from "./lib/compile/tuner.ts";
 export * from "./lib/errors.ts";
 export * from "./lib/graph/dtypes.ts";
 export type { Node, OpName, Params, Rate, ViewName } from "./lib/graph/node.ts";

@@ -7,6 +7,7 @@
 //! from the second.
 
 use crate::activation::act;
+use crate::codes::{Codes, Fp8, fp8_to_bf16, fp8_to_f32};
 use crate::dispatch;
 use crate::error::Result;
 use crate::level::Level;
@@ -28,6 +29,8 @@ const STAGED: usize = 160 * 1024;
 const ROWS: usize = 168;
 /// Columns in a task where staging is repeated for each.
 const WIDE: usize = 256;
+/// Ways to cut the work: the parameter `variant` of kernels is below it.
+pub const VARIANTS: u32 = 4;
 /// Threads that remember what they staged; others stage again for every task.
 const REMEMBERED: usize = 64;
 
@@ -65,6 +68,14 @@ pub trait Product: Copy + Send + Sync + 'static {
     unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
         unsafe { S::add(a, b) }
     }
+    /// A sum as a float.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`.
+    #[inline(always)]
+    unsafe fn float<S: Simd>(sum: S::V) -> S::V {
+        sum
+    }
     /// Sums (R, panel) of a tile.
     ///
     /// # Safety
@@ -77,7 +88,7 @@ pub trait Product: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// All elements can be read, `len` over the step units written.
-    unsafe fn stage<S: Simd>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
 }
 
 #[inline(always)]
@@ -116,7 +127,7 @@ impl<E: Element> Product for Stored<E> {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
         unsafe { widen::<S, E>(from, stride, len, to) }
     }
 }
@@ -140,7 +151,7 @@ impl<E: Element> Product for Widened<E> {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
         unsafe { widen::<S, E>(from, stride, len, to) }
     }
 }
@@ -164,7 +175,7 @@ impl Product for Pairs {
         unsafe { S::dot_bf16(acc, a, b) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
         unsafe {
             let to = to as *mut bf16;
             if stride == 1 {
@@ -217,7 +228,11 @@ impl<E: Element> Product for Integers<E> {
         unsafe { S::add_i32(a, b) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+    unsafe fn float<S: Simd>(sum: S::V) -> S::V {
+        unsafe { S::float_i32(sum) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
         unsafe {
             if S::VNNI {
                 let to = to as *mut u8;
@@ -237,34 +252,85 @@ impl<E: Element> Product for Integers<E> {
     }
 }
 
-/// `Integers` whose B has scales for groups of K: the sums of each group are exact in i32, and added up in f32.
+/// A in codes of fp8, whose scale waits for the epilogue, and B in f32.
 #[derive(Clone, Copy)]
-pub struct GroupedIntegers<E>(PhantomData<E>);
+pub struct WidenedFp8<F, E>(PhantomData<(F, E)>);
 
-impl<E: Element> Product for GroupedIntegers<E> {
+impl<F: Fp8, E: Element> Product for WidenedFp8<F, E> {
     type A = u8;
     type E = E;
-    type Tiles = GroupedIntegers<f32>;
-    const STEP: usize = 2;
+    type Tiles = Stored<f32>;
+    const STEP: usize = 1;
     const BYTES: usize = 4;
-    fn step(level: Level) -> usize {
-        Integers::<E>::step(level)
-    }
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { Integers::<E>::load::<S>(p) }
+        unsafe { S::load(p as *const f32) }
     }
     #[inline(always)]
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        unsafe { Integers::<E>::mac::<S>(acc, a, b) }
+        unsafe { S::fma(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe { fp8_to_f32::<S, F>(from, len, to) }
+    }
+}
+
+/// A in codes of fp8, as pairs of bf16, in which they are exact.
+#[derive(Clone, Copy)]
+pub struct PairsFp8<F, E>(PhantomData<(F, E)>);
+
+impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
+    type A = u8;
+    type E = E;
+    type Tiles = Pairs;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { Pairs::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { Pairs::mac::<S>(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            fp8_to_bf16::<S, F>(from, len, to as *mut bf16);
+            pair_last(to as *mut bf16, len);
+        }
+    }
+}
+
+/// A product whose B has scales for groups of K: each group's sums are multiplied by them, and added up in f32.
+#[derive(Clone, Copy)]
+pub struct Grouped<P>(PhantomData<P>);
+
+impl<P: Product> Product for Grouped<P> {
+    type A = P::A;
+    type E = P::E;
+    type Tiles = Grouped<P::Tiles>;
+    const STEP: usize = P::STEP;
+    const BYTES: usize = P::BYTES;
+    fn step(level: Level) -> usize {
+        P::step(level)
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { P::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { P::mac::<S>(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate_groups::<S, R, U>(t) }
+        unsafe { accumulate_groups::<S, P, R, U>(t) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const u8, stride: usize, len: usize, to: *mut f32) {
-        unsafe { Integers::<E>::stage::<S>(from, stride, len, to) }
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32) {
+        unsafe { P::stage::<S>(from, stride, len, to) }
     }
 }
 
@@ -422,14 +488,17 @@ impl Region {
 }
 
 /// Runs a multiply whose B is packed for the level.
-pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
+///
+/// `variant` picks a way to cut the work: 0 by shape, 1 into tasks of half as many columns, 2 of twice as many, 3 with
+/// rows staged once for all columns where 0 stages them again, and the reverse.
+pub fn gemm<P: Product>(cx: &Cx, g: &Gemm, variant: u32) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
     let steps = g.k.div_ceil(P::step(cx.level));
     let blocks = steps.div_ceil(BLOCK).max(1);
     // Blocks of rows depend on the shape alone, so that the order of every sum does.
-    let whole = g.m.min(56) * blocks * ROW <= STAGED;
+    let whole = (g.m.min(56) * blocks * ROW <= STAGED) != (variant == 3);
     let most = if whole { (STAGED / (blocks * ROW)).max(1) } else { ROWS };
     let row_blocks = g.m.div_ceil(most);
     let rows = g.m.div_ceil(row_blocks);
@@ -442,6 +511,11 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
     let least = if whole { (400 / cost.max(1)).max(1) } else { WIDE / panel };
     let tasks = if threads == 1 { 1 } else { (panels / least).clamp(1, threads * if whole { 16 } else { 64 }) };
     let width = panels.div_ceil(tasks).clamp(1, if whole { 1024 } else { 2 * WIDE } / panel);
+    let width = match variant {
+        1 => width.div_ceil(2),
+        2 => (2 * width).min(panels),
+        _ => width,
+    };
     let column_blocks = panels.div_ceil(width);
     let staged: [AtomicUsize; REMEMBERED] = [const { AtomicUsize::new(usize::MAX) }; REMEMBERED];
     cx.pool.run(row_blocks * column_blocks, &|index, thread| {
@@ -495,7 +569,7 @@ pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
 dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) => block_on);
 
 #[inline(always)]
-unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
+unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
     unsafe {
         let offsets = scratch as *mut Offsets;
         let stage = scratch.add(sizes[0]) as *mut f32;
@@ -693,11 +767,10 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     }
 }
 
-/// Sums (R, panel) in f32 of integers' sums by group. A group's steps are a multiple of U, and of what ends a block.
+/// Sums (R, panel) in f32 of scaled sums by group. A group's steps are a multiple of U, and of what ends a block.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
-unsafe fn accumulate_groups<S: Simd, const R: usize, const U: usize>(t: Tile) {
-    type P = Integers<f32>;
+unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
     if R > tile_rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
@@ -709,7 +782,7 @@ unsafe fn accumulate_groups<S: Simd, const R: usize, const U: usize>(t: Tile) {
                 S::store(sums.add(i * S::LANES), zero);
             }
         }
-        let vector = S::LANES * 4;
+        let vector = S::LANES * P::BYTES;
         let mut s = 0;
         while s < steps {
             let group = (groups.first + s) / groups.steps;
@@ -736,7 +809,7 @@ unsafe fn accumulate_groups<S: Simd, const R: usize, const U: usize>(t: Tile) {
                         sum = P::add::<S>(sum, more[r][v]);
                     }
                     let to = sums.add((r * 2 + v) * S::LANES);
-                    S::store(to, S::fma(S::float_i32(sum), scales[v], S::load(to)));
+                    S::store(to, S::fma(P::float::<S>(sum), scales[v], S::load(to)));
                 }
             }
         }

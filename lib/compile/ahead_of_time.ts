@@ -19,9 +19,10 @@ import { sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { MAX_RANK, schemaHash } from "../graph/schema.ts";
 import type { Device } from "../tensor/device.ts";
-import { constantValue, type Port, shapesKey, type Specialization } from "../tensor/function.ts";
+import { CompiledFunction, constantValue, type Port, shapesKey, type Specialization } from "../tensor/function.ts";
 import { openSafetensors, readTensor, type SafetensorsFile, writeSafetensors } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 
 const FORMAT = 1;
 const MANIFEST = "denoise.compiled";
@@ -297,6 +298,25 @@ export async function readCompiled(path: string): Promise<CompiledFile> {
   await loadLibrary();
   const file = openSafetensors(path);
   return await new Reader(file).read();
+}
+
+/**
+ * A function of a file.
+ *
+ * @param file The file
+ * @param name The function's name
+ * @param device Where it runs, at the file's level
+ * @returns The function; called with other shapes than those in the file, it says which there are
+ */
+export function functionOf<I, O>(file: CompiledFile, name: string, device: Device): CompiledFunction<I, O> {
+  const known = new Map((file.functions.get(name) ?? []).map((found) => [portsKey(found.arguments), found]));
+  return new CompiledFunction((inputs: I) => {
+    const key = shapesKey(inputs as Record<string, Tensor>);
+    const found = known.get(key);
+    if (found) return found;
+    const shapes = known.size === 0 ? "not at all" : `for ${[...known.keys()].join("; or ")}`;
+    throw new RangeError(`Cannot run ${name} on ${key}: ${file.path} has it ${shapes}`);
+  }, { name, device });
 }
 
 const isObject = (value: unknown): value is Record<string, unknown> =>

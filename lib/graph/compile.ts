@@ -6,10 +6,11 @@
  */
 
 import { checkGraph } from "./check.ts";
+import { byteSize } from "./dtypes.ts";
 import { dumpGraph, dumpProgram } from "./dump.ts";
 import { baseOf, type Instruction, lower, type Storage } from "./lower.ts";
 import { type Node, RATE, type Rate, topological } from "./node.ts";
-import { node } from "./ops.ts";
+import { node, sizeOf } from "./ops.ts";
 import { planArena } from "./plan.ts";
 import { assemble, type VariantOf } from "./program.ts";
 import { rewrite, type Rule } from "./rewrite.ts";
@@ -62,6 +63,32 @@ export function compileGraph(recorded: readonly Node[], dump: Dump = () => {}): 
   }
   stages.push(stage(outputs, { rate: last, materialized, dump }));
   return { outputs, stages };
+}
+
+/** How much of constants one program computes, in bytes; a larger one has a program of its own. */
+const PART_BYTES = 64 * 2 ** 20;
+
+/**
+ * Programs of constants, a few at a time: what each works in, and what it reads, can be let go before the next.
+ *
+ * @param targets Nodes of compiled graphs that no argument reaches.
+ * @returns The programs, each made when it is asked for.
+ */
+export function* compileConstants(targets: readonly Node[]): Generator<Stage> {
+  const bytes = (n: Node) => sizeOf(n.shape) * byteSize(n.dtype);
+  const part = (nodes: readonly Node[]) =>
+    stage(nodes, { rate: RATE.constant, materialized: new Set(), dump: () => {} });
+  let nodes: Node[] = [];
+  let size = 0;
+  for (const n of targets) {
+    if (nodes.length > 0 && size + bytes(n) > PART_BYTES) {
+      yield part(nodes);
+      [nodes, size] = [[], 0];
+    }
+    nodes.push(n);
+    size += bytes(n);
+  }
+  if (nodes.length > 0) yield part(nodes);
 }
 
 function optimize(recorded: readonly Node[], dump: Dump): readonly Node[] {

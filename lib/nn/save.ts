@@ -5,17 +5,13 @@
  */
 
 import { join } from "node:path";
-import type { NativeBuffer } from "../../ffi/native.ts";
 import { NativeError } from "../errors.ts";
-import { type Dtype, DTYPES } from "../graph/dtypes.ts";
 import { topological } from "../graph/node.ts";
 import { sizeOf } from "../graph/ops.ts";
-import { checkUnchanged, Device, keepMapped } from "../tensor/device.ts";
+import { Device, keepMapped } from "../tensor/device.ts";
 import { FolderUpdate } from "../tensor/folder_update.ts";
-import { computeOnce } from "../tensor/function.ts";
+import { bytesOfEach } from "../tensor/pieces.ts";
 import { byteSize, type SafetensorsDtype, type TensorToWrite } from "../tensor/safetensors.ts";
-import { type FileSource, sourceOf } from "../tensor/source.ts";
-import type { Tensor } from "../tensor/tensor.ts";
 import type { Model, Parameter } from "./module.ts";
 import { quantizationConfig, storedWeight } from "./quantized_checkpoint.ts";
 
@@ -32,9 +28,6 @@ interface StoredParameter {
   readonly entry: string;
   readonly tensors: readonly TensorToWrite[];
 }
-
-/** How much of a tensor is in JavaScript's memory at a time. */
-const PIECE_BYTES = 8 * 2 ** 20;
 
 /**
  * Saves a model: its configuration and its weights as they are, quantized ones in their stored form. A reader of the
@@ -228,12 +221,12 @@ function storedParameter(name: string, parameter: Parameter, device: Device): St
   if (!quantized) {
     const { tensor } = parameter;
     const dtype = tensor.dtype.toUpperCase() as SafetensorsDtype;
-    const tensors = [{ name, dtype, shape: parameter.shape, data: piecesOf([tensor], device)[0]! }];
+    const tensors = [{ name, dtype, shape: parameter.shape, data: bytesOfEach([tensor], device)[0]! }];
     return { name, bytes: bytesIn(tensors), entry: JSON.stringify({ _type: "Tensor" }), tensors };
   }
   const { entry, parts } = storedWeight(name, quantized);
   const values = parts.flatMap(({ tensor }) => tensor ? [tensor] : []);
-  const pieces = piecesOf(values, device);
+  const pieces = bytesOfEach(values, device);
   const tensors = parts.map(({ name, dtype, shape, tensor }) => {
     const data = tensor ? pieces[values.indexOf(tensor)]! : new Uint8Array(byteSize[dtype] * sizeOf(shape));
     return { name, dtype, shape, data };
@@ -243,39 +236,3 @@ function storedParameter(name: string, parameter: Parameter, device: Device): St
 
 const bytesIn = (tensors: readonly TensorToWrite[]): number =>
   tensors.reduce((sum, { dtype, shape }) => sum + byteSize[dtype] * sizeOf(shape), 0);
-
-/** The bytes of some tensors, in pieces; those that must be computed are, together, when the first is asked for. */
-function piecesOf(tensors: readonly Tensor[], device: Device): (() => AsyncIterable<Uint8Array>)[] {
-  const computed = tensors.filter((t) => t.node.op !== "leaf");
-  let buffers: Promise<NativeBuffer[]> | undefined;
-  let left = computed.length;
-  return tensors.map((t) =>
-    async function* () {
-      const length = sizeOf(t.shape) * DTYPES[t.dtype as Dtype].size;
-      const source = sourceOf(t.node);
-      if (source?.kind === "file") return yield* fileBytes(source);
-      if (t.node.op === "leaf") return yield* bufferBytes(device.bufferOf(t.node), length);
-      buffers ??= computeOnce(computed, device);
-      const buffer = (await buffers)[computed.indexOf(t)]!;
-      yield* bufferBytes(buffer, length);
-      if (--left === 0) { for (const used of await buffers) used[Symbol.dispose](); }
-    }
-  );
-}
-
-function* bufferBytes(buffer: NativeBuffer, length: number): Generator<Uint8Array> {
-  for (let at = 0; at < length; at += PIECE_BYTES) yield buffer.read(Math.min(PIECE_BYTES, length - at), at);
-}
-
-async function* fileBytes(source: FileSource): AsyncGenerator<Uint8Array> {
-  checkUnchanged(source);
-  using file = await Deno.open(source.path);
-  await file.seek(source.offset, Deno.SeekMode.Start);
-  const piece = new Uint8Array(Math.min(PIECE_BYTES, source.byteLength));
-  for (let left = source.byteLength; left > 0;) {
-    const read = await file.read(piece.subarray(0, Math.min(piece.length, left)));
-    if (read === null) return; // the writer says that bytes are missing
-    yield piece.subarray(0, read);
-    left -= read;
-  }
-}

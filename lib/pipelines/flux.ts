@@ -6,6 +6,8 @@
 
 import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
 import { ConfigError, DenoiseError } from "../errors.ts";
+import { readCompiled } from "../compile/ahead_of_time.ts";
+import { type Compilable, COMPILE_TARGET, type CompileTarget } from "../compile/compile.ts";
 import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
@@ -25,15 +27,18 @@ import { type ArrayOf, tensor } from "../tensor/source.ts";
 import { Tensor } from "../tensor/tensor.ts";
 import {
   type Decoder,
+  decoderName,
   type FixedInputs,
   type FluxFunctions,
   type FluxPart,
+  type FluxShape,
   type GuidedStepInputs,
   RecordedFlux,
   type Shrink,
   type StepInputs,
   type VaryingInputs,
 } from "./flux_functions.ts";
+import { describeFlux, ReadFlux, readNotes } from "./flux_compiled.ts";
 import { resolveModel, type ResolveOptions } from "./hub.ts";
 import {
   callable,
@@ -182,8 +187,18 @@ export interface FluxResult {
   readonly seconds: FluxSeconds;
 }
 
+/** A call to compile a pipeline for: the options of it that shapes follow from. */
+export interface FluxRun extends
+  Pick<
+    FluxOptions,
+    "height" | "width" | "numInferenceSteps" | "maxSequenceLength" | "numImagesPerPrompt" | "trueCfgScale"
+  > {
+  /** How many prompts the call has, 1 by default. */
+  prompts?: number | undefined;
+}
+
 /** A loaded Flux: call it with a prompt. */
-export interface FluxPipeline {
+export interface FluxPipeline extends Compilable<FluxRun> {
   /**
    * Makes pictures.
    *
@@ -235,7 +250,7 @@ export interface FluxPipeline {
   readonly device: Device;
   /** What activations are computed in. */
   readonly dtype: FloatDtype;
-  /** The transformer. */
+  /** The transformer. A pipeline that was compiled ahead of time has none, nor a VAE: asking for them is an error. */
   readonly transformer: FluxTransformer2DModel;
   /** The autoencoder. */
   readonly vae: AutoencoderKL;
@@ -256,7 +271,7 @@ export interface FluxPipelineLoader {
   /**
    * Loads a checkpoint. Weights are mapped, and read when they are first used.
    *
-   * @param model A folder in diffusers' layout, a hub id, or a URL
+   * @param model A folder in diffusers' layout, a hub id, a URL, or a file that was compiled ahead of time
    * @param options Where it runs, in what type, which parts
    * @returns The pipeline
    * @throws {CheckpointError} If weights are missing, broken or of wrong shapes
@@ -298,6 +313,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   if (!(device instanceof Device) && device !== "auto" && device !== "cpu") {
     throw new RangeError(`Cannot run on ${JSON.stringify(device)}: pass "auto", "cpu", or a Device`);
   }
+  if (await isCompiledFile(model)) return await loadCompiled(model, options);
   const folder = await resolveModel(model, {
     ...where,
     ...(!textEncoders && { components: ["transformer", "vae", "scheduler"] }),
@@ -348,26 +364,16 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
     tokenizer2,
     scheduler,
   };
-  const run = new Runner(parts, new RecordedFlux(parts));
-  return callable((prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
-    return run.generate(prompt, options);
-  }, {
+  const functions = new RecordedFlux(parts);
+  const run = new Runner(parts, functions);
+  return pipelineOf(run, {
     ...parts,
-    steps: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.steps(prompt, options),
-    encodePrompt: (
-      prompt: string | readonly string[],
-      options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
-    ) => run.encodePrompt(prompt, options),
-    plan: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.plan(prompt, options),
+    [COMPILE_TARGET]: run.compileTarget(functions),
     [CALIBRATION]: async (prompts: readonly string[], options: CalibrationOptions) => {
       const { make, ...rest } = options;
       const observed = new Runner(parts, new RecordedFlux(parts, make));
       for (const prompt of prompts) await observed.generate(prompt, { ...rest, outputType: "latent" });
     },
-    prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
-      run.prepareLatents(options),
-    rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
-      run.again(picture, options),
     save: (folder: string, options: SaveOptions = {}) =>
       savePipeline(folder, {
         index,
@@ -378,10 +384,88 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   });
 }
 
+/** A pipeline that runs as a runner does, with all else that it has. */
+function pipelineOf(
+  run: Runner,
+  members: Parts & Pick<FluxPipeline, "save" | typeof CALIBRATION | typeof COMPILE_TARGET>,
+): FluxPipeline {
+  const call = (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
+    return run.generate(prompt, options);
+  };
+  return callable(callable(call, members), {
+    steps: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.steps(prompt, options),
+    encodePrompt: (
+      prompt: string | readonly string[],
+      options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
+    ) => run.encodePrompt(prompt, options),
+    plan: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.plan(prompt, options),
+    prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
+      run.prepareLatents(options),
+    rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
+      run.again(picture, options),
+  });
+}
+
+/** Whether a model is named by a file, which only compiled ones are. */
+async function isCompiledFile(model: string): Promise<boolean> {
+  return model.endsWith(".safetensors") && await Deno.stat(model).then((info) => info.isFile, () => false);
+}
+
+/** Makes a pipeline that was compiled ahead of time: it has functions, and no models. */
+async function loadCompiled(path: string, options: FluxLoadOptions): Promise<FluxPipeline> {
+  const file = await readCompiled(path);
+  const noted = await readNotes(file);
+  if (options.dtype !== undefined && options.dtype !== noted.dtype) {
+    throw new RangeError(`Cannot compute in ${options.dtype}: ${path} was compiled for ${noted.dtype}`);
+  }
+  const { device = "auto" } = options;
+  if (device instanceof Device && device.level !== file.level) {
+    throw new RangeError(`Cannot run ${path} on a device of ${device.level}: it was compiled for ${file.level}`);
+  }
+  const opened = device instanceof Device ? device : await deviceOf(file.level);
+  const absent = (what: string): never => {
+    throw new TypeError(
+      `Cannot use ${what} of ${path}, which was compiled ahead of time: load the checkpoint for that`,
+    );
+  };
+  const parts = { ...noted, device: opened };
+  return pipelineOf(new Runner(parts, new ReadFlux(file, opened)), {
+    ...parts,
+    textEncoder: undefined,
+    textEncoder2: undefined,
+    get transformer(): never {
+      return absent("the transformer");
+    },
+    get vae(): never {
+      return absent("the VAE");
+    },
+    get [CALIBRATION](): never {
+      return absent("the graphs");
+    },
+    get [COMPILE_TARGET](): never {
+      return absent("the graphs");
+    },
+    save: () => Promise.try(() => absent("the weights")),
+  });
+}
+
+/** The default device where it has a level, else one of its own. */
+async function deviceOf(level: string): Promise<Device> {
+  const found = await Device.default();
+  return found.level === level ? found : await Device.open({ level });
+}
+
 /** What a loaded pipeline is made of. */
 type Parts = Omit<
   FluxPipeline,
-  "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun" | "save" | typeof CALIBRATION
+  | "steps"
+  | "encodePrompt"
+  | "plan"
+  | "prepareLatents"
+  | "rerun"
+  | "save"
+  | typeof CALIBRATION
+  | typeof COMPILE_TARGET
 >;
 
 /** What a run takes of them. */
@@ -426,6 +510,7 @@ class Runner {
     const job = this.#check(prompt, options);
     const { signal } = options;
     signal?.throwIfAborted();
+    this.#functions.admit(this.#shapeOf(job));
     const seconds: FluxSeconds = { textEncoding: 0, denoising: 0, decoding: 0 };
     const timed = async <T>(phase: keyof FluxSeconds, run: () => Promise<T>): Promise<T> => {
       const start = performance.now();
@@ -738,26 +823,36 @@ class Runner {
     return this.#functions.decoder({ rows, columns, shrink });
   }
 
+  #shapeOf({ prompts, options, height, width, sigmas, copies, maxSequenceLength, guided }: Job): FluxShape {
+    return {
+      prompts: prompts?.length ?? options.promptEmbeds!.size(0),
+      numImagesPerPrompt: copies,
+      height,
+      width,
+      numInferenceSteps: sigmas.length,
+      maxSequenceLength: options.promptEmbeds?.size(1) ?? maxSequenceLength,
+      guided,
+    };
+  }
+
   /** The functions that a job calls, with arguments of the shapes that they get: they have no values. */
   #uses(job: Job): Use[] {
     const { dtype } = this.#parts;
     const { clip, t5, step, guidedStep, facts } = this.#functions;
-    const { jointAttentionDim, pooledProjectionDim, inChannels, slicing } = facts;
-    const { options } = job;
+    const { jointAttentionDim, pooledProjectionDim, inChannels } = facts;
     const like = (...shape: number[]) => new Tensor(leaf(shape, { dtype, rate: RATE.run }));
     const ids = (...shape: number[]) => new Tensor(leaf(shape, { dtype: "i32", rate: RATE.run }));
     const uses: Use[] = [];
-    const prompts = job.prompts?.length ?? options.promptEmbeds!.size(0);
+    const { prompts, maxSequenceLength: textTokens } = this.#shapeOf(job);
     if (job.prompts && clip && t5) {
       const tokens = this.#clipLength();
       uses.push(useOf("text_encoder", clip, { inputIds: ids(prompts, tokens), endPositions: ids(prompts) }));
       uses.push(useOf("text_encoder_2", t5, { inputIds: ids(prompts, job.maxSequenceLength) }));
     }
-    const tokens = options.promptEmbeds?.size(1) ?? job.maxSequenceLength;
     const [, rows, columns] = this.#latentShape(job);
     const pictures = prompts * job.copies;
     const embeddings = {
-      promptEmbeds: like(prompts, tokens, jointAttentionDim),
+      promptEmbeds: like(prompts, textTokens, jointAttentionDim),
       pooledPromptEmbeds: like(prompts, pooledProjectionDim),
     };
     const latents = like(pictures, rows * columns / 4, inChannels);
@@ -771,9 +866,37 @@ class Runner {
     uses.push(
       job.guided ? useOf("transformer", guidedStep, { ...inputs, ...negative }) : useOf("transformer", step, inputs),
     );
-    const batch = slicing ? 1 : pictures;
-    uses.push(useOf("vae", this.#decoder(job, 1), { latents: like(batch, latents.size(1), inChannels) }));
+    uses.push(this.#decoderUse(job, 1));
     return uses;
+  }
+
+  #decoderUse(job: Job, shrink: Shrink): Use {
+    const { inChannels, slicing } = this.#functions.facts;
+    const { prompts, numImagesPerPrompt } = this.#shapeOf(job);
+    const [, rows, columns] = this.#latentShape(job);
+    const shape = [slicing ? 1 : prompts * numImagesPerPrompt, rows * columns / 4, inChannels];
+    const latents = new Tensor(leaf(shape, { dtype: this.#parts.dtype, rate: RATE.run }));
+    return useOf("vae", this.#decoder(job, shrink), { latents }, decoderName({ rows, columns, shrink }));
+  }
+
+  /** What compiling the pipeline takes to know of it. */
+  compileTarget(functions: RecordedFlux): CompileTarget<FluxRun> {
+    const { device } = this.#parts;
+    const jobOf = ({ prompts = 1, trueCfgScale = 1, ...options }: FluxRun) => {
+      checkCount("prompts", prompts, { min: 1 });
+      const guidance = trueCfgScale > 1 ? { trueCfgScale, negativePrompt: "" } : {};
+      return this.#check(Array.from({ length: prompts }, () => ""), { ...options, ...guidance });
+    };
+    return {
+      device,
+      choose: (choices, options) => functions.choose(choices, options),
+      uses: (run, { vae }) => {
+        const job = jobOf(run);
+        const uses = this.#uses(job).map((use) => ({ ...use, tuned: vae || use.part !== "vae" }));
+        return [...uses, { ...this.#decoderUse(job, 2), tuned: vae }];
+      },
+      describe: (runs) => describeFlux(this.#parts, functions, runs.map((run) => this.#shapeOf(jobOf(run)))),
+    };
   }
 
   /** What each model will need for a job. */
@@ -798,7 +921,6 @@ class Runner {
       return { Software: "denoise", model: this.#parts.model, ...(prompts && { prompt: at(prompts, index, copies) }) };
     }
     const { prompt2, negativePrompt, trueCfgScale, guidanceScale = DEFAULT_GUIDANCE } = options;
-    const { quantization } = this.#functions.facts;
     const settings: GenerationSettings = {
       model: this.#parts.model,
       prompt: at(prompts, index, copies),
@@ -814,7 +936,7 @@ class Runner {
       height: job.height,
       maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
-      ...(quantization !== "" && { quantization }),
+      ...(this.#functions.quantization !== "" && { quantization: this.#functions.quantization }),
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
     return settingsToMetadata(settings);
@@ -840,12 +962,11 @@ class Runner {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
     const { prompt, model: _, dtype: __, quantization = "", batchSize = 1, index = 0, seed, ...rest } = settings;
-    const here = this.#functions.facts.quantization;
-    if (quantization !== here) {
+    if (quantization !== this.#functions.quantization) {
       const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
       throw new DenoiseError(
         `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
-          `and the pipeline is ${told(here)}; load the model, and quantize it as it was`,
+          `and the pipeline is ${told(this.#functions.quantization)}; load the model, and quantize it as it was`,
         { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
       );
     }
@@ -866,13 +987,14 @@ class Runner {
 interface Use {
   /** The folder of the model in a checkpoint. */
   readonly part: FluxPart;
-  readonly fn: { readonly name: string };
+  /** The function's name. */
+  readonly name: string;
   readonly inspect: () => CompiledInfo;
   readonly prepare: (options: CallOptions) => Promise<Specialization>;
 }
 
-function useOf<I, O>(part: FluxPart, fn: CompiledFunction<I, O>, inputs: I): Use {
-  return { part, fn, inspect: () => fn.inspect(inputs), prepare: (options) => fn.prepare(inputs, options) };
+function useOf<I, O>(part: FluxPart, fn: CompiledFunction<I, O>, inputs: I, name = fn.name): Use {
+  return { part, name, inspect: () => fn.inspect(inputs), prepare: (options) => fn.prepare(inputs, options) };
 }
 
 type NegativeInputs = Omit<GuidedStepInputs, keyof StepInputs>;

@@ -88,19 +88,40 @@ export interface FluxFacts {
   readonly sampleSize: number;
   /** Whether the VAE decodes one picture at a time. */
   readonly slicing: boolean;
-  /** How each part is quantized: `transformer: 110 int8dq, 3 float; vae: 34 int8wo`. */
-  readonly quantization: string;
   /** The most tokens that CLIP takes and the one at which a text ends, where there are text encoders. */
   readonly clip: { readonly maxPositionEmbeddings: number; readonly eosTokenId: number } | undefined;
 }
 
-/** The folders of models in a checkpoint. */
-export type FluxPart = "text_encoder" | "text_encoder_2" | "transformer" | "vae";
+/** The folders of models in a checkpoint, in the order in which they run. */
+export const FLUX_PARTS = ["text_encoder", "text_encoder_2", "transformer", "vae"] as const;
+
+/** The folder of a model. */
+export type FluxPart = typeof FLUX_PARTS[number];
+
+/** What the shapes of a call follow from. */
+export interface FluxShape {
+  /** How many prompts there are. */
+  readonly prompts: number;
+  /** Pictures of each. */
+  readonly numImagesPerPrompt: number;
+  /** Rows of pixels. */
+  readonly height: number;
+  /** Pixels in a row. */
+  readonly width: number;
+  /** The steps. */
+  readonly numInferenceSteps: number;
+  /** T5's tokens. */
+  readonly maxSequenceLength: number;
+  /** Whether there is classifier-free guidance. */
+  readonly guided: boolean;
+}
 
 /** What a pipeline runs on. */
 export interface FluxFunctions {
   /** What is known of the models. */
   readonly facts: FluxFacts;
+  /** How each part is quantized: `transformer: 110 int8dq, 3 float; vae: 34 int8wo`. */
+  readonly quantization: string;
   /** CLIP, where there is one. */
   readonly clip: Clip | undefined;
   /** T5, where there is one. */
@@ -113,6 +134,8 @@ export interface FluxFunctions {
   decoder(shape: DecoderShape): Decoder;
   /** How many numbers a model was trained on. */
   parameters(part: FluxPart): number;
+  /** Refuses calls that there are no functions for. */
+  admit(shape: FluxShape): void;
 }
 
 /** The models that functions are recorded from. */
@@ -151,7 +174,7 @@ export class RecordedFlux implements FluxFunctions {
     this.step = make((inputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
     this.guidedStep = make((inputs) => this.#recordGuidedStep(inputs), {
       device,
-      name: "transformer",
+      name: "guided_transformer",
       varying,
     });
   }
@@ -166,24 +189,30 @@ export class RecordedFlux implements FluxFunctions {
       scaleFactor: vae.scaleFactor,
       sampleSize: vae.config.sampleSize,
       slicing: vae.useSlicing,
-      quantization: this.#quantization(),
-      clip: textEncoder?.config,
+      clip: textEncoder && {
+        maxPositionEmbeddings: textEncoder.config.maxPositionEmbeddings,
+        eosTokenId: textEncoder.config.eosTokenId,
+      },
     };
   }
 
-  #quantization(): string {
-    const parts = Object.entries(this.#parts()).map(([name, part]) => [name, part ? describeQuantization(part) : ""]);
-    return parts.filter(([, how]) => how !== "").map(([name, how]) => `${name}: ${how}`).join("; ");
+  #model(part: FluxPart): Model | undefined {
+    const { transformer, vae, textEncoder, textEncoder2 } = this.#models;
+    return { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 }[part];
   }
 
-  #parts(): Readonly<Record<FluxPart, Model | undefined>> {
-    const { transformer, vae, textEncoder, textEncoder2 } = this.#models;
-    return { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 };
+  get quantization(): string {
+    return FLUX_PARTS.map((part) => ({ part, model: this.#model(part) }))
+      .map(({ part, model }) => ({ part, how: model ? describeQuantization(model) : "" }))
+      .filter(({ how }) => how !== "").map(({ part, how }) => `${part}: ${how}`).join("; ");
   }
 
   parameters(part: FluxPart): number {
-    return this.#parts()[part]?.parameterCount() ?? 0;
+    return this.#model(part)?.parameterCount() ?? 0;
   }
+
+  /** What comes is recorded. */
+  admit(): void {}
 
   /** Has kernels chosen: of the text encoders and the transformer, and of the decoders where they are told. */
   choose(choices: KernelChoices, { vae }: { vae: boolean }): void {

@@ -6,7 +6,7 @@
 
 import { environment } from "../../ffi/environment.ts";
 import { NativeBuffer, NativeProgram, runProgram } from "../../ffi/native.ts";
-import { type Compiled, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
+import { compileConstants, type Compiled, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
 import { byteSize, type Dtype } from "../graph/dtypes.ts";
 import type { Instruction } from "../graph/lower.ts";
 import { leaf, type Node, RATE, topological } from "../graph/node.ts";
@@ -315,31 +315,51 @@ async function runStage(
 }
 
 /**
- * Computes what never changes, once for all functions of a device; what it was computed from is then let go.
+ * Computes what never changes, once for all functions of a device, a part at a time; what a part was computed from is
+ * let go before the next, so that a model that is quantized as it is read is never there in floats.
  */
-async function computeConstants(stage: Loaded, call: Call): Promise<ReadonlyMap<Node, NativeBuffer>> {
-  const { device } = call;
-  const targets = stage.buffers.filter((storage) => storage.written).map((storage) => storage.external!);
-  const found = new Map<Node, NativeBuffer>();
-  for (const n of targets) {
+async function computeConstants({ buffers }: Loaded, call: Call): Promise<ReadonlyMap<Node, NativeBuffer>> {
+  const { device, signal } = call;
+  const values = new Map<Node, NativeBuffer>();
+  const missing: Node[] = [];
+  for (const n of buffers.filter(({ written }) => written).map(({ external }) => external!)) {
     const known = device.constant(ownerOf(n), constantKey(n));
-    if (known) found.set(n, known);
+    if (known) values.set(n, known);
+    else missing.push(n);
   }
-  if (found.size === targets.length) return found;
-  // Some may be known already, from another shape's program: computing them again with the rest is rare and harmless.
-  const passing: NativeBuffer[] = [];
-  const leaves = new Map<Node, NativeBuffer>();
-  for (const storage of stage.buffers) {
-    const n = storage.external!;
-    if (storage.written || device.keeps(n)) continue;
-    const buffer = device.bufferOf(n, { passing: true });
-    passing.push(buffer);
-    leaves.set(n, buffer);
+  for (const part of compileConstants(missing)) {
+    signal?.throwIfAborted();
+    for (const [n, buffer] of await runOnce(part, new Map(), call)) {
+      device.keepConstant(ownerOf(n), constantKey(n), buffer);
+      values.set(n, buffer);
+    }
   }
-  const computed = await runStage(stage, leaves, call);
-  for (const buffer of passing) buffer[Symbol.dispose]();
-  for (const [n, buffer] of computed) device.keepConstant(ownerOf(n), constantKey(n), buffer);
-  return computed;
+  return values;
+}
+
+/** Runs a stage's program that will not run again: neither it nor the leaves that it alone reads are kept. */
+async function runOnce(
+  stage: Loaded,
+  values: ReadonlyMap<Node, NativeBuffer>,
+  call: Call,
+): Promise<ReadonlyMap<Node, NativeBuffer>> {
+  const { device } = call;
+  const passing: Disposable[] = [];
+  const bound = new Map(values);
+  try {
+    for (const { external, written } of stage.buffers) {
+      const n = external!;
+      if (written || bound.has(n)) continue;
+      const buffer = device.bufferOf(n, { passing: true });
+      if (!device.keeps(n)) passing.push(buffer);
+      bound.set(n, buffer);
+    }
+    return await runStage(stage, bound, call);
+  } finally {
+    for (const used of passing) used[Symbol.dispose]();
+    stage.program?.[Symbol.dispose]();
+    stage.program = undefined;
+  }
 }
 
 /**
@@ -352,22 +372,11 @@ async function computeConstants(stage: Loaded, call: Call): Promise<ReadonlyMap<
 export async function computeOnce(tensors: readonly Tensor[], device: Device): Promise<NativeBuffer[]> {
   const { outputs, stages } = compileGraph(tensors.map((t) => t.node));
   const values = new Map<Node, NativeBuffer>();
-  const passing = new Set<NativeBuffer>();
   for (const stage of stages) {
-    for (const { external, written } of stage.buffers) {
-      const n = external!;
-      if (written || values.has(n)) continue;
-      const buffer = device.bufferOf(n, { passing: true });
-      values.set(n, buffer);
-      if (!device.keeps(n)) passing.add(buffer);
-    }
-    for (const [n, buffer] of await runStage(stage, values, { device })) {
-      values.set(n, buffer);
-      passing.add(buffer);
-    }
+    for (const [n, buffer] of await runOnce(stage, values, { device })) values.set(n, buffer);
   }
   const results = outputs.map((n) => values.get(n)!);
-  for (const buffer of passing) if (!results.includes(buffer)) buffer[Symbol.dispose]();
+  for (const buffer of values.values()) if (!results.includes(buffer)) buffer[Symbol.dispose]();
   return results;
 }
 

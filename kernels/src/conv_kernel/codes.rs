@@ -290,8 +290,8 @@ mod x86 {
         #[inline(always)]
         unsafe fn dot_quads(acc: __m512, a: __m512, b: __m512) -> __m512 {
             unsafe {
-                let [acc, a, b] = [acc, a, b].map(|v| _mm512_castps_si512(v));
-                _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, a, b))
+                let acc = _mm512_castps_si512(acc);
+                _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, _mm512_castps_si512(a), _mm512_castps_si512(b)))
             }
         }
     );

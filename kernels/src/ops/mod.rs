@@ -118,8 +118,7 @@ pub fn kernel(op: Op) -> &'static Kernel {
 /// In how many ways a kernel can cut its work: its parameter `variant` is below that, and 0 is a good guess.
 pub fn variants(op: Op) -> u32 {
     match op {
-        Op::Linear => linear::VARIANTS,
-        Op::QuantizedLinear => quantized_linear::VARIANTS,
+        Op::Linear | Op::QuantizedLinear => crate::gemm::VARIANTS,
         _ => 1,
     }
 }
