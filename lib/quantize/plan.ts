@@ -291,8 +291,8 @@ export class QuantizationPlan {
       const full = `${component}.${name}`;
       if (problems.length === 0) rows.set(full, { layer: full, scheme, sqnr, problem: "", float: "", chosen: "" });
       for (const problem of problems) {
-        const layer = problem.joined ? `${component}.${problem.joined.join(" + ")}` : full;
-        const key = `${layer} ${problemKey(problem)}`;
+        const layer = problem.joined ? `${component}.${someOf(problem.joined)}` : full;
+        const key = `${component}.${problem.joined?.join() ?? name} ${problemKey(problem)}`;
         const known = rows.get(key);
         // The least of what is joined is what the bound is about.
         if (known && Number(known.sqnr) <= Number(sqnr)) continue;
@@ -308,6 +308,11 @@ export class QuantizationPlan {
     }
     return [...rows.values()];
   }
+}
+
+/** The first of several names, and how many there are besides. */
+function someOf(names: readonly string[]): string {
+  return names.length <= 3 ? names.join(" + ") : `${names.slice(0, 2).join(" + ")} + ${names.length - 2} more`;
 }
 
 /** The scheme of a layer that stays in floats. */
