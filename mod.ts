@@ -13,6 +13,14 @@
  * @module
  */
 
+export {
+  autoquant,
+  AUTOQUANT_SCHEMES,
+  type AutoquantOptions,
+  type AutoquantProgress,
+  type AutoquantScheme,
+} from "./lib/compile/autoquant.ts";
+export type { Calibratable } from "./lib/compile/capture.ts";
 export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
 export type { TriedKernel } from "./lib/compile/tuner.ts";
 export * from "./lib/errors.ts";
