@@ -349,7 +349,8 @@ function signature(calls: readonly Instruction[]): string {
 }
 
 /** What the layers of a class can become. */
-interface Option {
+export interface ClassOption {
+  /** What each layer becomes. */
   readonly choices: ReadonlyMap<string, Choice>;
   /** Seconds of a picture, without quantizing the input. */
   readonly seconds: number;
@@ -362,7 +363,7 @@ interface Option {
 /** A set with what was measured of it. */
 export interface MeasuredSet extends InputSet {
   /** What each class can become. */
-  readonly options: readonly (readonly Option[])[];
+  readonly options: readonly (readonly ClassOption[])[];
   /** Seconds of a picture to quantize the input to each form. */
   readonly rows: ReadonlyMap<string, { readonly apart: number; readonly fused: number | undefined }>;
 }
@@ -374,7 +375,7 @@ export interface MeasureChoicesOptions {
   /** Which keep the bound. */
   readonly feasible: Feasible;
   /** What measures. */
-  readonly timer: ChoiceTimer;
+  readonly timer: Pick<ChoiceTimer, "multiplies" | "rows">;
   /** Told how far it is. */
   readonly onProgress: (done: number, total: number) => void;
 }
@@ -393,11 +394,11 @@ export async function measureSets(
   const measured: MeasuredSet[] = [];
   for (const [done, set] of sets.entries()) {
     onProgress(done, sets.length);
-    const options: Option[][] = [];
+    const options: ClassOption[][] = [];
     const kinds = new Map<string, WeightQuantization>();
     for (const { layers, uses } of set.classes) {
       const assignments = assignmentsOf(layers, candidates, feasible);
-      const own: Option[] = [];
+      const own: ClassOption[] = [];
       const seconds = assignments.map(() => 0);
       for (const use of uses) {
         const tried = assignments.flat();
@@ -490,9 +491,9 @@ export function choose(sets: readonly MeasuredSet[]): { schemes: Choices; second
 }
 
 /** Options share nothing but the forms of their input: for each set of forms that is there, each takes its best. */
-function chooseSet({ options, rows }: MeasuredSet): { options: Option[]; seconds: number } {
-  let best: { options: Option[]; seconds: number } | undefined;
-  const consider = (allowed: (option: Option) => boolean, cost: (kinds: ReadonlySet<string>) => number) => {
+function chooseSet({ options, rows }: MeasuredSet): { options: ClassOption[]; seconds: number } {
+  let best: { options: ClassOption[]; seconds: number } | undefined;
+  const consider = (allowed: (option: ClassOption) => boolean, cost: (kinds: ReadonlySet<string>) => number) => {
     const chosen = options.map((own) => own.filter(allowed).toSorted((a, b) => a.seconds - b.seconds)[0]);
     if (!chosen.every((option) => option !== undefined)) return;
     const kinds = new Set(chosen.flatMap((option) => [...option.kinds]));
@@ -517,7 +518,7 @@ function chooseSet({ options, rows }: MeasuredSet): { options: Option[]; seconds
 /** Whole programs of which the weights together take more are not timed: they would have to be in memory twice. */
 const MOST_PROGRAM_BYTES = 2 * 2 ** 30;
 /** Milliseconds for the comparison of whole programs. */
-const COMPARISON_MILLISECONDS = 1500;
+const COMPARISON_MILLISECONDS = 1000;
 
 /**
  * Times the whole programs of a model by what its layers become.

@@ -389,7 +389,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
 /** A pipeline that runs as a runner does, with all else that it has. */
 function pipelineOf(
   run: Runner,
-  members: Parts & Pick<FluxPipeline, "save" | typeof CALIBRATION | typeof COMPILE_TARGET>,
+  members: Parts & Pick<FluxPipeline, "save" | typeof COMPILE_TARGET | typeof CALIBRATION>,
 ): FluxPipeline {
   const call = (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
     return run.generate(prompt, options);
@@ -444,12 +444,10 @@ async function loadCompiled(path: string, options: FluxLoadOptions): Promise<Flu
     get vae(): never {
       return absent("the VAE");
     },
-    get [CALIBRATION](): never {
-      return absent("the graphs");
-    },
     get [COMPILE_TARGET](): never {
       return absent("the graphs");
     },
+    [CALIBRATION]: () => Promise.try(() => absent("the layers")),
     save: () => Promise.try(() => absent("the weights")),
   });
 }

@@ -288,10 +288,11 @@ export class QuantizationPlan {
     const rows = new Map<string, PlanRow>();
     for (const { component, name, scheme, sqnrDb, problems = [] } of this.layers) {
       const sqnr = sqnrDb === undefined ? "" : sqnrDb.toFixed(1);
-      if (problems.length === 0) rows.set(name, { layer: name, scheme, sqnr, problem: "", float: "", chosen: "" });
+      const full = `${component}.${name}`;
+      if (problems.length === 0) rows.set(full, { layer: full, scheme, sqnr, problem: "", float: "", chosen: "" });
       for (const problem of problems) {
-        const layer = `${component}.${problem.joined?.join(" + ") ?? name}`;
-        const key = `${layer} ${problemKey(problem)}`;
+        const layer = problem.joined ? `${component}.${someOf(problem.joined)}` : full;
+        const key = `${component}.${problem.joined?.join() ?? name} ${problemKey(problem)}`;
         const known = rows.get(key);
         // The least of what is joined is what the bound is about.
         if (known && Number(known.sqnr) <= Number(sqnr)) continue;
@@ -307,6 +308,11 @@ export class QuantizationPlan {
     }
     return [...rows.values()];
   }
+}
+
+/** The first of several names, and how many there are besides. */
+function someOf(names: readonly string[]): string {
+  return names.length <= 3 ? names.join(" + ") : `${names.slice(0, 2).join(" + ")} + ${names.length - 2} more`;
 }
 
 /** The scheme of a layer that stays in floats. */
