@@ -13,7 +13,15 @@
  * @module
  */
 
-export * from "./lib/compile/autoquant.ts";
+export {
+  autoquant,
+  AUTOQUANT_SCHEMES,
+  type AutoquantOptions,
+  type AutoquantProgress,
+  type AutoquantScheme,
+  type LayerError,
+  layerErrors,
+} from "./lib/compile/autoquant.ts";
 export type { Calibratable } from "./lib/compile/capture.ts";
 export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
 export type { TriedKernel } from "./lib/compile/tuner.ts";

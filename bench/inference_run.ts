@@ -9,7 +9,16 @@ import { FluxPipeline } from "../lib/pipelines/flux.ts";
 import { optimize } from "../lib/pipelines/optimize.ts";
 import { type Configuration, NONE, type Row, type Settings } from "./matrix.ts";
 import { median } from "./measure.ts";
-import { CAPTIONS, draw, drawBatch, type DrawOptions, judge, openPictures, savePictures } from "./shapes.ts";
+import {
+  CALIBRATION,
+  CAPTIONS,
+  draw,
+  drawBatch,
+  type DrawOptions,
+  judge,
+  openPictures,
+  savePictures,
+} from "./shapes.ts";
 
 /** What a process does. */
 export interface Task {
@@ -25,12 +34,6 @@ export interface Task {
 
 /** What it prints. */
 export type Outcome = Omit<Row, keyof Configuration>;
-
-/** Captions that schemes are tried with, where they are chosen by measurement: none of those that are judged. */
-const CALIBRATION = [
-  "a large blue ring on a black background",
-  "a green star left of a red square on a white background",
-];
 
 async function run({ configuration, settings, pictures, floats }: Task): Promise<Outcome | undefined> {
   const { ckpt_id, batch_size, quantization } = configuration;
@@ -55,7 +58,7 @@ async function run({ configuration, settings, pictures, floats }: Task): Promise
     quantizeVae: undefined,
     compile: configuration.compile,
     compileVae: configuration.compile_vae,
-  }, { prompts: CALIBRATION });
+  }, { prompts: CALIBRATION, run: { ...options, prompts: batch_size } });
 
   const batch = Array.from({ length: batch_size }, (_, i) => CAPTIONS[i % CAPTIONS.length]!);
   for (let i = 0; i < settings.warmup; i++) await drawBatch(pipe, batch, options);

@@ -2,8 +2,8 @@
  * Seconds and memory of the three ways to a quantized model: `deno run -A bench/memory.ts [SCHEME] [DOUBLE] [SINGLE]`.
  * The model has Flux's width and random weights, and is written to `.cache`, which git ignores.
  *
- * Memory is what the process has of its own, besides files that are mapped: the largest `RssAnon` that is seen, every two
- * milliseconds, by another process.
+ * Memory is what Linux says of a process of its own, every two milliseconds: `RssAnon`, what it has besides files, and
+ * `RssFile`, the pages of mapped files that it has read, which the system can take back at any time.
  *
  * @module
  */
@@ -25,30 +25,21 @@ const ROUTES = {
   "loaded quantized": "what was saved quantized is loaded",
 } as const;
 
-type Route = keyof typeof ROUTES;
+/** A way to a quantized model. */
+export type Route = keyof typeof ROUTES;
 
 /** What a route took. */
-interface Cost {
+export interface Cost {
+  /** To the first result, from the start of the process. */
   readonly seconds: number;
-  /** Bytes. */
+  /** The most memory besides files, in bytes. */
   readonly anonymous: number;
+  /** The most memory that holds pages of files, in bytes. */
+  readonly mapped: number;
 }
 
-const CACHE = fileURLToPath(new URL("../.cache/memory", import.meta.url));
-
-/** Flux.1-dev's configuration with fewer blocks. */
-const configOf = (double: number, single: number) => ({
-  _class_name: "FluxTransformer2DModel",
-  num_layers: double,
-  num_single_layers: single,
-  guidance_embeds: true,
-});
-
-/** Writes a model of random bf16 weights, if it is not there yet; gives its folder. */
-async function makeModel(double: number, single: number): Promise<string> {
-  const folder = `${CACHE}/flux-${double}-${single}`;
-  const config = configOf(double, single);
-  if (await Deno.stat(`${folder}/config.json`).then(() => true, () => false)) return folder;
+/** Writes a transformer of a configuration with random bf16 weights. */
+export async function writeRandomModel(folder: string, config: Readonly<Record<string, unknown>>): Promise<void> {
   await Deno.mkdir(folder, { recursive: true });
   const model = new FluxTransformer2DModel(new ModelConfig(config, "config.json"));
   const noise = randomBf16(1 << 22);
@@ -67,7 +58,6 @@ async function makeModel(double: number, single: number): Promise<string> {
   });
   await writeSafetensors(`${folder}/diffusion_pytorch_model.safetensors`, tensors, { metadata: { format: "pt" } });
   await Deno.writeTextFile(`${folder}/config.json`, JSON.stringify(config));
-  return folder;
 }
 
 /** Bytes of bf16 numbers around 0, of at most 1/16. */
@@ -84,7 +74,7 @@ function randomBf16(count: number): Uint8Array<ArrayBuffer> {
 
 /** Takes a route to the point at which the first result is there; in a process of its own. */
 async function take(route: Route, folder: string, scheme: string): Promise<void> {
-  const model = await FluxTransformer2DModel.load(route === "loaded quantized" ? `${folder}-${scheme}` : folder);
+  const model = await FluxTransformer2DModel.load(folder);
   if (route === "after loading") {
     const checkpoint = openCheckpoint(folder);
     for (const [name, parameter] of model.namedParameters()) {
@@ -106,20 +96,65 @@ async function take(route: Route, folder: string, scheme: string): Promise<void>
   await realize([result]);
 }
 
-async function measure(route: Route, folder: string, scheme: string): Promise<Cost> {
+/**
+ * Takes a route in a process of its own, and watches it.
+ *
+ * @param route The route.
+ * @param options The model's folder, quantized already where the route loads such a one, and the scheme.
+ * @returns What it took.
+ */
+export async function measureRoute(route: Route, options: { folder: string; scheme: string }): Promise<Cost> {
+  const { folder, scheme } = options;
   const args = ["run", "--quiet", "--allow-all", fileURLToPath(import.meta.url), "--route", route, folder, scheme];
   const start = performance.now();
   const process = new Deno.Command(Deno.execPath(), { args, stdout: "null", stderr: "inherit" }).spawn();
-  let done = false;
-  let anonymous = 0;
-  const status = process.status.finally(() => done = true);
-  while (!done) {
+  let running = true;
+  const most = { RssAnon: 0, RssFile: 0 };
+  const status = process.status.finally(() => running = false);
+  while (running) {
     const text = await Deno.readTextFile(`/proc/${process.pid}/status`).catch(() => "");
-    anonymous = Math.max(anonymous, 1024 * Number(/^RssAnon:\s*(\d+) kB$/m.exec(text)?.[1] ?? 0));
+    for (const [, name, kilobytes] of text.matchAll(/^(RssAnon|RssFile):\s*(\d+) kB$/gm)) {
+      most[name as keyof typeof most] = Math.max(most[name as keyof typeof most], 1024 * Number(kilobytes));
+    }
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
   if (!(await status).success) throw new Error(`The route ${route} failed`);
-  return { seconds: (performance.now() - start) / 1000, anonymous };
+  return { seconds: (performance.now() - start) / 1000, anonymous: most.RssAnon, mapped: most.RssFile };
+}
+
+const isThere = (folder: string) => Deno.stat(`${folder}/config.json`).then(() => true, () => false);
+
+async function compareRoutes(scheme: string, double: number, single: number): Promise<void> {
+  const floats = fileURLToPath(new URL(`../.cache/memory/flux-${double}-${single}`, import.meta.url));
+  const quantized = `${floats}-${scheme}`;
+  if (!await isThere(floats)) {
+    const depth = { num_layers: double, num_single_layers: single };
+    await writeRandomModel(floats, { _class_name: "FluxTransformer2DModel", guidance_embeds: true, ...depth });
+  }
+  const model = await FluxTransformer2DModel.load(floats);
+  const report = quantize(model, scheme);
+  if (!await isThere(quantized)) await saveModel(model, quantized);
+  const before = openCheckpoint(floats).files[0]!.size;
+  const after = openCheckpoint(quantized).files.reduce((sum, { size }) => sum + size, 0);
+  const largest = Math.max(...report.quantized.map(({ bytesBefore }) => bytesBefore));
+  const gib = (bytes: number) => (bytes / 2 ** 30).toFixed(2);
+  await printMachine();
+  console.log(
+    `${(model.parameterCount() / 1e9).toFixed(2)} B parameters: ${gib(before)} GiB in bf16, ${gib(after)} GiB in ` +
+      `${scheme}, the largest ${gib(largest)} GiB`,
+  );
+  const table = new Table(["route", "seconds", "peak GiB", "beyond the quantized size", "of files that are mapped"]);
+  for (const route of Object.keys(ROUTES) as Route[]) {
+    const folder = route === "loaded quantized" ? quantized : floats;
+    const { seconds, anonymous, mapped } = await measureRoute(route, { folder, scheme });
+    table.row(
+      `${route}: ${ROUTES[route]}`,
+      seconds.toFixed(1),
+      gib(anonymous),
+      gib(anonymous - after),
+      gib(mapped),
+    );
+  }
 }
 
 if (import.meta.main) {
@@ -129,24 +164,5 @@ if (import.meta.main) {
     Deno.exit();
   }
   const [scheme = "int8wo", double = "2", single = "4"] = Deno.args;
-  const folder = await makeModel(Number(double), Number(single));
-  const model = await FluxTransformer2DModel.load(folder);
-  const { quantized } = quantize(model, scheme);
-  if (!await Deno.stat(`${folder}-${scheme}/config.json`).then(() => true, () => false)) {
-    await saveModel(model, `${folder}-${scheme}`);
-  }
-  const before = openCheckpoint(folder).files[0]!.size;
-  const after = openCheckpoint(`${folder}-${scheme}`).files.reduce((sum, { size }) => sum + size, 0);
-  const largest = Math.max(...quantized.map(({ bytesBefore }) => bytesBefore));
-  const gib = (bytes: number) => (bytes / 2 ** 30).toFixed(2);
-  await printMachine();
-  console.log(
-    `${model.parameterCount() / 1e9} B parameters: ${gib(before)} GiB in bf16, ${gib(after)} GiB in ${scheme}, ` +
-      `the largest ${gib(largest)} GiB`,
-  );
-  const table = new Table(["route", "seconds to the first result", "peak memory (GiB)", "beyond the quantized size"]);
-  for (const route of Object.keys(ROUTES) as Route[]) {
-    const { seconds, anonymous } = await measure(route, folder, scheme);
-    table.row(`${route}: ${ROUTES[route]}`, seconds.toFixed(1), gib(anonymous), gib(anonymous - after));
-  }
+  await compareRoutes(scheme, Number(double), Number(single));
 }

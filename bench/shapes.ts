@@ -46,6 +46,12 @@ export interface Quality {
 /** How many of the pictures are held against the float ones. */
 export const COMPARED = 24;
 
+/** Captions that schemes are tried with where they are chosen by measurement: none of those that are judged. */
+export const CALIBRATION: readonly string[] = [
+  "a large blue ring on a black background",
+  "a green star left of a red square on a white background",
+];
+
 /** The captions, which were not trained on. */
 export const CAPTIONS: readonly Caption[] = JSON.parse(
   await Deno.readTextFile(new URL("../tests/fixtures/shapes-flux/accuracy.json", import.meta.url)),

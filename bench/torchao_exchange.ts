@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.ts";
 import { saveModel } from "../lib/nn/save.ts";
 import { quantize } from "../lib/quantize/quantize.ts";
-import { toArray } from "../lib/tensor/realize.ts";
+import { realize, toArray } from "../lib/tensor/realize.ts";
 import { openSafetensors, readTensor, type SafetensorsFile } from "../lib/tensor/safetensors.ts";
 import { tensor } from "../lib/tensor/source.ts";
 import { printMachine } from "./machine.ts";
@@ -19,7 +19,8 @@ import { installPeers, PYTHON } from "./peers.ts";
 const MODEL = fileURLToPath(new URL("../tests/fixtures/flux-dev-mini", import.meta.url));
 const CASES = `${MODEL}/cases.safetensors`;
 const SCRIPT = fileURLToPath(new URL("peers/torchao_exchange.py", import.meta.url));
-const SCHEMES = ["int8wo", "int8dq", "fp8wo"];
+/** torchao's schemes, and whether it runs them on a CPU. */
+const SCHEMES = { int8wo: true, int8dq: true, fp8wo: true, fp8dq: false, fp8dqrow: false };
 
 type Outputs = ReadonlyMap<string, Float32Array<ArrayBuffer>>;
 
@@ -34,12 +35,25 @@ async function peers(...args: string[]): Promise<string> {
   return new TextDecoder().decode(stdout).trim();
 }
 
-/** What the peers compute with a folder's model, and the types of its weights. */
-async function theirOutputs(folder: string, out: string): Promise<{ outputs: Outputs; types: string }> {
-  const types = await peers("run", folder, CASES, out);
-  const file = openSafetensors(out);
-  const outputs = new Map([...file.tensors.keys()].map((key) => [key, new Float32Array(readTensor(file, key).buffer)]));
-  return { outputs, types };
+/** What the peers compute with a folder's model. */
+async function theirOutputs(folder: string, out: string): Promise<Outputs> {
+  await peers("run", folder, CASES, out);
+  return floatsOf(out);
+}
+
+/** The tensors of a file of f32. */
+function floatsOf(path: string): Outputs {
+  const file = openSafetensors(path);
+  return new Map([...file.tensors.keys()].map((key) => [key, new Float32Array(readTensor(file, key).buffer)]));
+}
+
+/** What a model's weights stand for. */
+async function ourWeights(folder: string): Promise<Outputs> {
+  const parameters = [...(await FluxTransformer2DModel.load(folder)).namedParameters()];
+  const values = await realize(parameters.map(([, { tensor }]) => tensor));
+  return new Map(
+    await Promise.all(values.map(async (value, i) => [parameters[i]![0], await toArray<"f32">(value)] as const)),
+  );
 }
 
 /** What denoise computes with a folder's model. */
@@ -95,25 +109,29 @@ const folder = await Deno.makeTempDir();
 try {
   const table = new Table([
     "scheme",
-    "types that diffusers loads",
-    "tensors that differ",
-    "our file, theirs against ours",
-    "their file, ours against theirs",
+    "what diffusers loads",
+    "error of its weights against ours",
+    "stored tensors that differ from theirs",
+    "error of our outputs against theirs, our file",
+    "their file",
   ]);
-  for (const scheme of SCHEMES) {
-    const [ours, theirs] = [`${folder}/${scheme}-ours`, `${folder}/${scheme}-theirs`];
+  for (const [scheme, runs] of Object.entries(SCHEMES)) {
+    const [ours, theirs, out] = [`${folder}/${scheme}-ours`, `${folder}/${scheme}-theirs`, `${folder}/out.safetensors`];
     const model = await FluxTransformer2DModel.load(MODEL);
     quantize(model, scheme);
     await saveModel(model, ours);
+    const types = await peers("weights", ours, out);
+    const row = [scheme, types, errorOf(await ourWeights(ours), floatsOf(out)).toExponential(1)];
+    if (!runs) {
+      table.row(...row, "they do not run on a CPU", "", "");
+      continue;
+    }
     await peers("save", MODEL, scheme, theirs);
-    const ofOurs = await theirOutputs(ours, `${folder}/out.safetensors`);
-    const ofTheirs = await theirOutputs(theirs, `${folder}/out.safetensors`);
     table.row(
-      scheme,
-      ofOurs.types,
+      ...row,
       String(differences(ours, theirs)),
-      errorOf(await ourOutputs(ours), ofOurs.outputs).toExponential(1),
-      errorOf(await ourOutputs(theirs), ofTheirs.outputs).toExponential(1),
+      errorOf(await ourOutputs(ours), await theirOutputs(ours, out)).toExponential(1),
+      errorOf(await ourOutputs(theirs), await theirOutputs(theirs, out)).toExponential(1),
     );
   }
 } finally {

@@ -1,23 +1,25 @@
 #!/usr/bin/env -S deno run --no-prompt --allow-read=models,kernels/target/release,out --allow-write=out --allow-ffi=kernels/target/release
-/** Chooses the fastest scheme of each layer that keeps an error bound, and draws: `recipes/autoquant.ts [DB]`. */
+/** Chooses the fastest scheme for each layer, and keeps the choice in a file: `recipes/autoquant.ts [DB]`. */
 
-import { autoquant, FluxPipeline, formatTable } from "../mod.ts";
+import { autoquant, FluxPipeline, formatTable, QuantizationPlan } from "../mod.ts";
 
-const prompt = "a large red star on a navy background";
+const prompts = ["a large blue ring on a black background", "a green star left of a red square on a white background"];
+const run = { seed: 5, numInferenceSteps: 20 };
+
+// Load.
 const pipe = await FluxPipeline.load("models/shapes-flux");
 
-// Choose. Each layer's output keeps so many dB over its error, on what the layer reads while pictures are made.
-const minSqnrDb = Number(Deno.args[0] ?? 30);
-const plan = await autoquant(pipe, {
-  prompts: [prompt, "a blue ring above a pink cross on a white background"],
-  minSqnrDb,
-});
-console.log(formatTable(plan.table()));
+// Choose: what layers read is seen on the prompts; each keeps its error so many dB below its output.
+const plan = await autoquant(pipe, { prompts, minSqnrDb: Number(Deno.args[0] ?? 30) });
+console.log(formatTable(plan.table().map((row) => ({ ...row }))));
+console.log(pipe.quantization);
 
-// Keep. `QuantizationPlan.load(path)` and `plan.apply(pipe)` do the same on another day, and time nothing.
+// Keep the plan, and apply it on another day. Nothing is timed then.
 await Deno.mkdir("out", { recursive: true });
-await plan.save("out/autoquant.json");
+await plan.save("out/plan.json");
+const another = await FluxPipeline.load("models/shapes-flux");
+(await QuantizationPlan.load("out/plan.json")).apply(another);
 
 // Run.
-const { images } = await pipe(prompt, { seed: 5, numInferenceSteps: 20 });
+const { images } = await another("a large red star on a navy background", run);
 await images[0]!.save("out/autoquant.png");

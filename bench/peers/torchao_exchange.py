@@ -1,5 +1,6 @@
-"""What diffusers and torchao make of a folder: its outputs, for the cases of a reference model, or a folder of theirs.
+"""What diffusers and torchao make of a folder: its weights, its outputs for the cases of a reference model; or one of theirs.
 
+    python torchao_exchange.py weights FOLDER OUT           writes the weights of the model in FOLDER, in floats
     python torchao_exchange.py run FOLDER CASES OUT         computes every case of CASES with the model in FOLDER
     python torchao_exchange.py save SOURCE SCHEME FOLDER    quantizes the model in SOURCE and saves it
 """
@@ -23,10 +24,15 @@ SCHEMES = {
 }
 
 
+def weights(folder, out):
+    model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
+    print(", ".join(sorted({type(p.data).__name__ for p in model.parameters()} - {"Tensor"})))
+    values = {name: p.data for name, p in model.named_parameters()}
+    save_file({k: (v.dequantize() if hasattr(v, "qdata") else v).contiguous() for k, v in values.items()}, out)
+
+
 def run(folder, cases, out):
     model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
-    kinds = {type(p.data).__name__ for p in model.parameters()}
-    print(",".join(sorted(kinds)))
     values = load_file(cases)
     outputs = {}
     for name in sorted({key.split(".")[0] for key in values}):
@@ -44,4 +50,4 @@ def save(source, scheme, folder):
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"run": run, "save": save}[command](*arguments)
+    {"weights": weights, "run": run, "save": save}[command](*arguments)

@@ -221,7 +221,7 @@ export interface MeasuredPart {
   readonly layers: readonly string[];
   /** Outputs of all. */
   readonly n: number;
-  /** Its median time. */
+  /** Its time. */
   readonly seconds: number;
 }
 
@@ -318,6 +318,7 @@ export class ChoiceTimer {
       signal: this.#signal,
       workingSet: all.map(({ workingSet }) => workingSet),
       milliseconds: MILLISECONDS * all.length,
+      quantile: QUANTILE,
     });
     [...missing.keys()].forEach((key, i) => this.#known.set(key, seconds[i]!));
     this.measured += missing.size;
@@ -326,6 +327,8 @@ export class ChoiceTimer {
 
 /** What each of the calls that are timed together may take. */
 const MILLISECONDS = 15;
+/** Choosing asks which is faster, not how fast it is among neighbours. */
+const QUANTILE = 0.2;
 
 /** How a class is called, where a choice changes that. */
 function at(use: ClassUse, layers: readonly ClassLayer[], choice: Choice): ClassUse {
@@ -577,6 +580,7 @@ export async function timePrograms(
         signal,
         workingSet: stages.map((own) => weightBytes(own[i]!)),
         milliseconds: COMPARISON_MILLISECONDS,
+        quantile: QUANTILE,
       });
       times.forEach((time, choice) => seconds[choice]! += runs * time);
     }

@@ -274,6 +274,7 @@ function torchaoConfig({ format, perTensor, activation }: WeightQuantization): J
       activation_dtype: dtype,
       activation_value_lb: null,
       activation_value_ub: null,
+      alg_id: 0,
       granularity: [share(activation.perTensor === 1), share(perTensor)],
       kernel_preference: kernelPreference,
       mm_config: {

@@ -244,6 +244,8 @@ export interface FluxPipeline extends Compilable<FluxRun> {
    * @throws {OutputError} If the folder cannot be written
    */
   save(folder: string, options?: SaveOptions): Promise<void>;
+  /** How each part is quantized, such as `transformer: 110 int8dq, 3 float; vae: 34 int8wo`; empty where none is. */
+  readonly quantization: string;
   /** What the model was called when it was loaded. */
   readonly model: string;
   /** Where it runs. */
@@ -387,7 +389,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
 /** A pipeline that runs as a runner does, with all else that it has. */
 function pipelineOf(
   run: Runner,
-  members: Parts & Pick<FluxPipeline, "save" | typeof CALIBRATION | typeof COMPILE_TARGET>,
+  members: Parts & Pick<FluxPipeline, "save" | typeof COMPILE_TARGET | typeof CALIBRATION>,
 ): FluxPipeline {
   const call = (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
     return run.generate(prompt, options);
@@ -403,6 +405,9 @@ function pipelineOf(
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
       run.again(picture, options),
+    get quantization() {
+      return run.quantization;
+    },
   });
 }
 
@@ -439,12 +444,10 @@ async function loadCompiled(path: string, options: FluxLoadOptions): Promise<Flu
     get vae(): never {
       return absent("the VAE");
     },
-    get [CALIBRATION](): never {
-      return absent("the graphs");
-    },
     get [COMPILE_TARGET](): never {
       return absent("the graphs");
     },
+    [CALIBRATION]: () => Promise.try(() => absent("the layers")),
     save: () => Promise.try(() => absent("the weights")),
   });
 }
@@ -464,6 +467,7 @@ type Parts = Omit<
   | "prepareLatents"
   | "rerun"
   | "save"
+  | "quantization"
   | typeof CALIBRATION
   | typeof COMPILE_TARGET
 >;
@@ -899,6 +903,11 @@ class Runner {
     };
   }
 
+  /** How each part is quantized. */
+  get quantization(): string {
+    return this.#functions.quantization;
+  }
+
   /** What each model will need for a job. */
   plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
     const models = this.#uses(this.#check(prompt, options)).map(({ part, inspect }) => {
@@ -936,7 +945,7 @@ class Runner {
       height: job.height,
       maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
-      ...(this.#functions.quantization !== "" && { quantization: this.#functions.quantization }),
+      ...(this.quantization !== "" && { quantization: this.quantization }),
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
     return settingsToMetadata(settings);
@@ -962,11 +971,11 @@ class Runner {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
     const { prompt, model: _, dtype: __, quantization = "", batchSize = 1, index = 0, seed, ...rest } = settings;
-    if (quantization !== this.#functions.quantization) {
+    if (quantization !== this.quantization) {
       const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
       throw new DenoiseError(
         `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
-          `and the pipeline is ${told(this.#functions.quantization)}; load the model, and quantize it as it was`,
+          `and the pipeline is ${told(this.quantization)}; load the model, and quantize it as it was`,
         { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
       );
     }

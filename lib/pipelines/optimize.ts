@@ -4,9 +4,11 @@
  * @module
  */
 
-import { describeQuantization } from "../quantize/describe.ts";
+import { autoquant } from "../compile/autoquant.ts";
+import { compile } from "../compile/compile.ts";
+import { QuantizationPlan } from "../quantize/plan.ts";
 import { quantize, type SkippedLayer, sparsify } from "../quantize/quantize.ts";
-import type { FluxPipeline } from "./flux.ts";
+import type { FluxPipeline, FluxRun } from "./flux.ts";
 
 /** What is done to a pipeline, in this order. */
 export interface Optimizations {
@@ -31,12 +33,25 @@ export interface Optimizations {
 /** The name that stands for the fastest of several schemes, layer by layer. */
 export const AUTOQUANT = "autoquant";
 
-/** What was done. */
+/** What the schemes that {@linkcode AUTOQUANT} chooses from keep: pictures whose differences are hard to see. */
+const MIN_SQNR_DB = 30;
+
+/** What was done, besides what the pipeline's own `quantization` says. */
 export interface OptimizeReport {
-  /** How each part that was quantized is: `{ transformer: "110 int8dq, 3 float" }`. */
-  readonly quantization: Readonly<Record<string, string>>;
   /** The layers that a scheme could not take. */
   readonly skipped: readonly SkippedLayer[];
+  /** Where kernels were chosen: how many problems were measured for that, and the seconds it all took. */
+  readonly compiled: { readonly measured: number; readonly seconds: number } | undefined;
+}
+
+/** The calls that a pipeline is made ready for. */
+export interface OptimizeOptions {
+  /** The prompts that schemes are tried with, where they are chosen by measurement. */
+  readonly prompts: readonly string[];
+  /** Sizes, steps, pictures. */
+  readonly run: FluxRun;
+  /** Stops it. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -44,23 +59,33 @@ export interface OptimizeReport {
  *
  * @param pipe The pipeline
  * @param what What of it
- * @param options The prompts that schemes are tried with, where they are chosen by measurement
+ * @param options The calls to make it ready for
  * @returns What was done
  */
 export async function optimize(
   pipe: FluxPipeline,
   what: Optimizations,
-  options: { prompts: readonly string[] },
+  options: OptimizeOptions,
 ): Promise<OptimizeReport> {
-  const { transformer, vae } = pipe;
+  const { run, signal } = options;
   const skipped: SkippedLayer[] = [];
-  if (what.fuseQkv) transformer.fuseQkvProjections();
-  if (what.sparsify) sparsify(transformer);
-  if (what.quantization !== undefined) {
-    const { groupSize } = what;
-    skipped.push(...quantize(transformer, what.quantization, { groupSize }).skipped);
+  if (what.fuseQkv) pipe.transformer.fuseQkvProjections();
+  if (what.sparsify) sparsify(pipe.transformer);
+  if (what.plan !== undefined) {
+    (await QuantizationPlan.load(what.plan)).apply(pipe);
+  } else if (what.quantization === AUTOQUANT) {
+    const { height, width, numInferenceSteps: steps } = run;
+    await autoquant(pipe, { prompts: options.prompts, minSqnrDb: MIN_SQNR_DB, height, width, steps, signal });
+  } else if (what.quantization !== undefined) {
+    skipped.push(...quantize(pipe.transformer, what.quantization, { groupSize: what.groupSize }).skipped);
   }
-  if (what.quantizeVae !== undefined) skipped.push(...quantize(vae, what.quantizeVae).skipped);
-  const parts = { transformer: describeQuantization(transformer), vae: describeQuantization(vae) };
-  return { quantization: Object.fromEntries(Object.entries(parts).filter(([, how]) => how !== "")), skipped };
+  if (what.quantizeVae !== undefined) skipped.push(...quantize(pipe.vae, what.quantizeVae).skipped);
+  if (!what.compile) return { skipped, compiled: undefined };
+  const { measured, milliseconds } = await compile(pipe, {
+    mode: "max-autotune",
+    vae: what.compileVae,
+    runs: [run],
+    signal,
+  });
+  return { skipped, compiled: { measured, seconds: milliseconds / 1000 } };
 }

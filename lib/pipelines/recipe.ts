@@ -212,6 +212,10 @@ function parseOptimization(values: Readonly<Record<string, unknown>>): Optimizat
   if (values["compile-vae"] === true && values.compile !== true) {
     throw new RangeError("Cannot use --compile-vae alone: pass --compile as well");
   }
+  if (values["dry-run"] === true && (values.compile === true || quantization === AUTOQUANT)) {
+    const flag = values.compile === true ? "--compile" : `--quantization ${AUTOQUANT}`;
+    throw new RangeError(`Cannot use ${flag} with --dry-run, which has no weights to measure with: leave out one`);
+  }
   return {
     fuseQkv: values["fuse-qkv"] === true,
     sparsify: values.sparsify === true,
@@ -321,9 +325,20 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
       download?.finish();
       if (flags.vaeTiling) pipe.vae.enableTiling();
       if (flags.vaeSlicing) pipe.vae.enableSlicing();
-      // A dry run has no weights to measure with.
-      const measured = flags.dryRun ? { compile: false, compileVae: false } : {};
-      optimized = await optimize(pipe, { ...flags.optimization, ...measured }, { prompts: flags.prompts });
+      const { height, width, numInferenceSteps, maxSequenceLength, numImagesPerPrompt, trueCfgScale } = flags.options;
+      optimized = await optimize(pipe, flags.optimization, {
+        prompts: flags.prompts,
+        run: {
+          height,
+          width,
+          numInferenceSteps,
+          maxSequenceLength,
+          numImagesPerPrompt,
+          trueCfgScale,
+          prompts: flags.prompts.length,
+        },
+        signal,
+      });
       loaded = performance.now();
       if (flags.dryRun) {
         printPlan(pipe.plan(flags.prompts, flags.options), flags);
@@ -335,6 +350,7 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
         ? [flags.out]
         : images.map((_, i) => `${flags.out.replace(/[/\\]$/, "")}/${String(i).padStart(2, "0")}.png`);
       for (const [i, image] of images.entries()) await image.save(paths[i]!);
+      const { compiled } = optimized!;
       const report = {
         paths,
         seconds: {
@@ -344,8 +360,9 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
           decoding: seconds.decoding,
         },
         seconds_per_step: seconds.denoising / numInferenceSteps,
-        quantization: optimized!.quantization,
+        quantization: pipe.quantization,
         skipped: optimized!.skipped,
+        ...(compiled && { compiled }),
         model_memory_bytes: modelBytes(pipe.plan(flags.prompts, flags.options)),
         peak_memory_bytes: pipe.device.peakMemory(),
       };
@@ -359,7 +376,10 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
           value: `${formatSeconds(report.seconds.denoising)}, ${formatMilliseconds(report.seconds_per_step)} a step`,
         },
         { what: "decoding", value: formatSeconds(report.seconds.decoding) },
-        ...Object.entries(report.quantization).map(([what, value]) => ({ what, value })),
+        ...(compiled
+          ? [{ what: "compiling", value: `${formatSeconds(compiled.seconds)}, ${compiled.measured} kernels measured` }]
+          : []),
+        ...report.quantization.split("; ").filter(Boolean).map((value) => ({ what: "quantization", value })),
         ...reasons(report.skipped).map((value) => ({ what: "left in floats", value })),
         { what: "model memory", value: formatBytes(report.model_memory_bytes) },
         { what: "peak memory", value: formatBytes(report.peak_memory_bytes) },

@@ -4,6 +4,7 @@ import { NativeBuffer, NativeDevice, NativeProgram, runProgram } from "../../ffi
 import { NativeError } from "../../lib/errors.ts";
 import { compileGraph } from "../../lib/graph/compile.ts";
 import { byteSize } from "../../lib/graph/dtypes.ts";
+import { withFolder } from "../folder.ts";
 import { argument, fluxGraph } from "../graph/graphs.ts";
 
 const { symbols } = await loadLibrary();
@@ -53,6 +54,23 @@ Deno.test("reads and writes stay inside a buffer", () => {
   assert.throws(() => buffer.write(new Uint8Array(1), 16), code("bad_argument"));
   buffer.write(new Uint8Array([1, 2, 3]), 13);
   assert.deepEqual([...buffer.read(4, 12)], [0, 1, 2, 3]);
+});
+
+Deno.test("a file that takes another's place is mapped anew, and the other stays what it was", async () => {
+  await withFolder(async (folder) => {
+    const path = `${folder}/file`;
+    await Deno.writeFile(path, Uint8Array.of(1, 2, 3, 4));
+    using old = NativeBuffer.map(path, 0, 4);
+    await Deno.writeFile(`${path}.new`, Uint8Array.of(5, 6, 7, 8));
+    await Deno.rename(`${path}.new`, path);
+    {
+      using part = NativeBuffer.map(path, 1, 2);
+      assert.deepEqual(part.read(), Uint8Array.of(6, 7));
+    }
+    using whole = NativeBuffer.map(path, 0, 4);
+    assert.deepEqual(whole.read(), Uint8Array.of(5, 6, 7, 8));
+    assert.deepEqual(old.read(), Uint8Array.of(1, 2, 3, 4));
+  });
 });
 
 Deno.test("a file that is missing or too short cannot be mapped", async () => {

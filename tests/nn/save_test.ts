@@ -98,6 +98,73 @@ for (const scheme of ["int8wo", "int8dq", "fp8wo"]) {
   });
 }
 
+/** What torchao 0.18 says of `fp8dq` and `fp8dqrow`, which it does not run on a CPU, in its own files. */
+const FLOAT8_DQ = [
+  ["fp8dq", { _type: "PerTensor", _data: {} }, (rows: number, columns: number) => [rows, columns]],
+  ["fp8dqrow", { _type: "PerRow", _data: { dim: -1 } }, (_: number, columns: number) => [1, columns]],
+] as const;
+
+for (const [scheme, granularity, blockSize] of FLOAT8_DQ) {
+  Deno.test(`what is said of ${scheme} is what torchao says`, async () => {
+    await withFolder(async (folder) => {
+      const model = await flux(FLUX);
+      quantize(model, scheme);
+      await saveModel(model, folder);
+      const { metadata, tensors } = openSafetensors(`${folder}/diffusion_pytorch_model.safetensors`);
+      const { shape, dtype } = tensors.get("proj_out._weight_qdata")!;
+      assert.deepEqual([shape, dtype], [[64, 80], "F8_E4M3"]);
+      assert.deepEqual(tensors.get("proj_out._weight_scale")!.shape, scheme === "fp8dq" ? [1, 1] : [64, 1]);
+      const preference = { _type: "KernelPreference", _data: "AUTO" };
+      const float8 = { _type: "torch.dtype", _data: "float8_e4m3fn" };
+      const multiply = { emulate: false, use_fast_accum: true, pad_inner_dim: false };
+      assert.deepEqual(asJson(metadata["proj_out.weight"]!), {
+        _type: "Float8Tensor",
+        _data: {
+          block_size: blockSize(64, 80),
+          mm_config: { _type: "Float8MMConfig", _data: multiply },
+          act_quant_kwargs: {
+            _type: "QuantizeTensorToFloat8Kwargs",
+            _data: {
+              float8_dtype: float8,
+              granularity,
+              mm_config: null,
+              hp_value_lb: null,
+              hp_value_ub: null,
+              kernel_preference: preference,
+            },
+          },
+          kernel_preference: preference,
+          dtype: { _type: "torch.dtype", _data: "float32" },
+        },
+        _tensor_data_names: ["qdata", "scale"],
+      });
+      const config = asJson(await Deno.readTextFile(`${folder}/config.json`)).quantization_config;
+      assert.deepEqual(config, {
+        modules_to_not_convert: null,
+        quant_method: "torchao",
+        quant_type: {
+          default: {
+            _type: "Float8DynamicActivationFloat8WeightConfig",
+            _version: 2,
+            _data: {
+              activation_dtype: float8,
+              activation_value_lb: null,
+              activation_value_ub: null,
+              alg_id: 0,
+              granularity: [{ ...granularity, _version: 1 }, { ...granularity, _version: 1 }],
+              kernel_preference: preference,
+              mm_config: { _type: "Float8MMConfig", _version: 1, _data: multiply },
+              packing_format: { _type: "Float8PackingFormat", _data: "PLAIN" },
+              set_inductor_config: true,
+              weight_dtype: float8,
+            },
+          },
+        },
+      });
+    });
+  });
+}
+
 for (const { name } of SCHEMES) {
   Deno.test(`${name} saved, loaded and saved again is the same`, async () => {
     const model = await flux(FLUX);

@@ -1,27 +1,28 @@
 import assert from "node:assert/strict";
 import { Image } from "../../lib/media/image.ts";
 import { QuantizationPlan } from "../../lib/quantize/plan.ts";
+import { withFolder } from "../folder.ts";
 import { checkPicture } from "../picture_check.ts";
 import { runRecipe } from "./recipe.ts";
 
-Deno.test("autoquant.ts prints and keeps the plan, and draws", async () => {
-  const files = ["out/autoquant.json", "out/autoquant.png"] as const;
-  for (const file of files) await Deno.remove(file).catch(() => {}); // of an earlier run
-  const { code, stdout, stderr } = await runRecipe("recipes/autoquant.ts", "28");
+Deno.test("autoquant.ts keeps a plan, which the inference recipe applies", async () => {
+  await Deno.remove("out/plan.json").catch(() => {}); // of an earlier run
+  const { code, stdout, stderr } = await runRecipe("recipes/autoquant.ts", "30");
   assert.equal(code, 0, stderr);
-  assert.match(
-    stdout,
-    /^transformer\.single_transformer_blocks\.0\.proj_out +\w+ +[\d.]* +128 x 256 x 1280, gate, residual/m,
-  );
-  const plan = await QuantizationPlan.load(files[0]);
-  assert.equal(plan.header!.minSqnrDb, 28);
-  assert.ok(plan.layers.some(({ scheme }) => scheme !== "none"));
-  assert.ok(plan.layers.every(({ sqnrDb = 28 }) => sqnrDb >= 28));
-  assert.deepEqual(checkPicture("a large red star on a navy background", await Image.open(files[1])), []);
-});
+  const plan = await QuantizationPlan.load("out/plan.json");
+  assert.equal(plan.header?.minSqnrDb, 30);
+  for (const { layer } of plan.table()) assert.ok(stdout.includes(layer), layer);
+  const prompt = "a large red star on a navy background";
+  assert.deepEqual(checkPicture(prompt, await Image.open("out/autoquant.png")), []);
 
-Deno.test("autoquant.ts refuses a bound that is no number", async () => {
-  const { code, stderr } = await runRecipe("recipes/autoquant.ts", "much");
-  assert.equal(code, 1);
-  assert.match(stderr, /minSqnrDb of NaN: pass a finite number of dB/);
+  await withFolder(async (folder) => {
+    const flags = ["--plan", "out/plan.json", "--json", "--out", `${folder}/star.png`];
+    const inference = await runRecipe("recipes/inference.ts", ...flags);
+    assert.equal(inference.code, 0, inference.stderr);
+    // What the recipe printed is what the plan says, and what the other recipe has of it.
+    const { quantization } = JSON.parse(inference.stdout);
+    assert.ok(stdout.split("\n").includes(quantization), `${quantization}\n${stdout}`);
+    const [a, b] = await Promise.all([Image.open("out/autoquant.png"), Image.open(`${folder}/star.png`)]);
+    assert.deepEqual(a.data, b.data);
+  });
 });
