@@ -103,7 +103,7 @@ const SCALE: Readonly<Record<FormatKind, number>> = {
   int4: 1 / 4.6,
   e4m3: 1,
   e5m2: 1,
-  fpx: 1,
+  fpx: 1 / 4,
 };
 
 /** The two places of four that a group of `sparse_int8` keeps: the lower one in the lower bits. */
