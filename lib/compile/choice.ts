@@ -328,7 +328,7 @@ export class ChoiceTimer {
 /** What each of the calls that are timed together may take. */
 const MILLISECONDS = 15;
 /** Choosing asks which is faster, not how fast it is among neighbours. */
-const QUANTILE = 0.2;
+const QUANTILE = 0.1;
 
 /** How a class is called, where a choice changes that. */
 function at(use: ClassUse, layers: readonly ClassLayer[], choice: Choice): ClassUse {

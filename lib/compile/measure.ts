@@ -53,7 +53,7 @@ export function callsOf(outputs: readonly Node[]): readonly Instruction[] {
  *
  * @param candidates The calls of each.
  * @param options Where, and how long.
- * @returns The seconds of each: their median, or another quantile that was asked for.
+ * @returns The seconds of each: the sum over its calls of their medians, or of another quantile that was asked for.
  */
 export async function timeCalls(
   candidates: readonly (readonly Instruction[])[],
@@ -72,10 +72,12 @@ export async function timeCalls(
     for (let round = 0; round < 2 || (round < MOST_ROUNDS && performance.now() < end); round++) {
       for (const trial of trials) {
         signal?.throwIfAborted();
-        trial.samples.push(...await runTrial(trial, device));
+        for (const times of await runTrial(trial, device)) {
+          times.forEach((time, call) => trial.samples[call]!.push(time));
+        }
       }
     }
-    return trials.map(({ samples }) => quantileOf(samples, quantile));
+    return trials.map(({ samples }) => samples.reduce((sum, times) => sum + quantileOf(times, quantile), 0));
   } finally {
     for (const trial of trials) trial.program[Symbol.dispose]();
   }
@@ -96,7 +98,8 @@ interface Trial {
   readonly repeats: number;
   /** How many kernel calls a repetition has. */
   readonly calls: number;
-  readonly samples: number[];
+  /** Seconds by call. */
+  readonly samples: readonly number[][];
 }
 
 async function makeTrial(
@@ -108,7 +111,7 @@ async function makeTrial(
     const once = trialOf(calls, { repeats: 1, copies: 1, memory });
     using _ = once.program;
     await runTrial(once, device);
-    seconds = (await runTrial(once, device))[0]!;
+    seconds = (await runTrial(once, device))[0]!.reduce((a, b) => a + b, 0);
   }
   const weights = readBy(calls).filter(isWeight).reduce((sum, { size, dtype }) => sum + size * byteSize(dtype), 0);
   // Twice the last-level cache leaves nothing of a copy in it until its turn comes again.
@@ -118,16 +121,13 @@ async function makeTrial(
   return trialOf(calls, { repeats, copies, memory });
 }
 
-/** Seconds of each repetition. */
-async function runTrial({ program, buffers, repeats, calls }: Trial, device: Device): Promise<number[]> {
+/** Seconds of each call of each repetition. */
+async function runTrial({ program, buffers, repeats, calls }: Trial, device: Device): Promise<Float64Array[]> {
   const times = new Float64Array(repeats * calls);
   await runProgram({ device: device.native, program }, buffers, { times });
-  const sums = Array.from(
-    { length: repeats },
-    (_, i) => times.subarray(i * calls, (i + 1) * calls).reduce((a, b) => a + b, 0),
-  );
+  const found = Array.from({ length: repeats }, (_, i) => times.subarray(i * calls, (i + 1) * calls));
   // The first of several wakes the threads, which in a real run are awake.
-  return repeats > 4 ? sums.slice(1) : sums;
+  return repeats > 4 ? found.slice(1) : found;
 }
 
 function trialOf(
@@ -162,7 +162,7 @@ function trialOf(
     }
   }
   const program = new NativeProgram(assemble({ instructions, externals }, planArena(instructions)));
-  return { program, buffers, repeats, calls: calls.length, samples: [] };
+  return { program, buffers, repeats, calls: calls.length, samples: calls.map(() => []) };
 }
 
 /** Any node marks a storage as one that a run binds. */
