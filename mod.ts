@@ -19,6 +19,8 @@ export {
   type AutoquantOptions,
   type AutoquantProgress,
   type AutoquantScheme,
+  type LayerError,
+  layerErrors,
 } from "./lib/compile/autoquant.ts";
 export type { Calibratable } from "./lib/compile/capture.ts";
 export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
@@ -28,7 +30,7 @@ export * from "./lib/graph/dtypes.ts";
 export type { Node, OpName, Params, Rate, ViewName } from "./lib/graph/node.ts";
 export type { ActivationQuantization } from "./lib/graph/ops.ts";
 export type { WeightFormat } from "./lib/graph/quantized.ts";
-export type { FormatKind, KernelName, RowsKind } from "./lib/graph/schema.ts";
+export type { ActivationKind, FormatKind, KernelName, RowsKind } from "./lib/graph/schema.ts";
 export * from "./lib/media/image.ts";
 export * from "./lib/media/metrics.ts";
 export type { Pixels } from "./lib/media/png.ts";

@@ -16,7 +16,7 @@ export interface Peak {
   readonly f32: number;
   /** Multiply-adds of bf16 pairs into f32, in GFLOP/s; 0 where the CPU has no instruction for them. */
   readonly bf16: number;
-  /** Multiply-adds of bytes into i32, in GOP/s: by VNNI where the CPU has it. */
+  /** Multiply-adds of int8 into i32, in GFLOP/s; 0 where the CPU has no instruction for them. */
   readonly int8: number;
   /** Bytes read from memory, in GB/s. */
   readonly bytes: number;
@@ -79,9 +79,8 @@ export async function printMachine(peak?: Peak): Promise<void> {
   console.log(`\n${await describeMachine()}`);
   if (!peak) return;
   const bf16 = peak.bf16 > 0 ? `, bf16 ${peak.bf16.toFixed(0)} GFLOP/s` : "";
+  const int8 = peak.int8 > 0 ? `, int8 ${peak.int8.toFixed(0)} GOP/s` : "";
   console.log(
-    `measured peak: f32 ${peak.f32.toFixed(0)} GFLOP/s${bf16}, int8 ${peak.int8.toFixed(0)} GOP/s, memory reads ${
-      peak.bytes.toFixed(0)
-    } GB/s`,
+    `measured peak: f32 ${peak.f32.toFixed(0)} GFLOP/s${bf16}${int8}, memory reads ${peak.bytes.toFixed(0)} GB/s`,
   );
 }

@@ -242,7 +242,9 @@ function functionEntry(
   const bufferOf = ({ external, written }: Storage): BufferEntry => {
     const n = external!;
     if (written) return { value: valueOf(n), written: true };
-    return n.rate === RATE.constant ? { constant: constants.numberOf(n) } : { value: valueOf(n) };
+    // A leaf that is no argument has values of its own, whatever its rate.
+    const isConstant = n.rate === RATE.constant || (n.op === "leaf" && !numbers.has(n));
+    return isConstant ? { constant: constants.numberOf(n) } : { value: valueOf(n) };
   };
   const stages = specialization.stages.filter(({ rate }) => rate !== RATE.constant).map((stage) => {
     const { rate, kernels, arenaBytes, buffers } = stage;
@@ -514,11 +516,13 @@ class Reader {
         const n = values[number];
         this.#need(n !== undefined, `value ${number}`);
         const writes = buffer.written === true;
-        this.#need(writes ? !known.has(n) && !written.includes(n) : (known.get(n) ?? Infinity) <= rate, "a buffer");
+        // What an earlier stage wrote may be written again, where it is a result.
+        const mayWrite = number >= given && !written.includes(n);
+        this.#need(writes ? mayWrite : (known.get(n) ?? Infinity) <= rate, "a buffer");
         if (writes) written.push(n);
         return { dtype: n.dtype, size: sizes[number]!, external: n, written: writes };
       });
-      for (const n of written) known.set(n, rate);
+      for (const n of written) if (!known.has(n)) known.set(n, rate);
       const bytes = program === null ? undefined : code[program as number];
       if (bytes) this.#checkProgram(bytes);
       return { rate, calls: [], assemble: () => bytes, kernels, arenaBytes, buffers };

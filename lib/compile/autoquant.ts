@@ -6,9 +6,8 @@
 
 import { library } from "../../ffi/library.ts";
 import { DTYPES, type FloatDtype } from "../graph/dtypes.ts";
-import type { Model } from "../nn/module.ts";
-import { Linear } from "../nn/layers.ts";
-import type { Module } from "../nn/module.ts";
+import type { Linear } from "../nn/layers.ts";
+import type { Model, Module } from "../nn/module.ts";
 import {
   componentsOf,
   type PlanComponent,
@@ -109,19 +108,11 @@ export const AUTOQUANT_SCHEMES: readonly string[] = ["int8dq", "int8wo", "int4dq
  * @throws {RangeError} If the bound is no number, a scheme is unknown, or a layer is quantized already
  */
 export async function autoquant(pipe: Calibratable, options: AutoquantOptions): Promise<QuantizationPlan> {
-  const { prompts, minSqnrDb, steps = 20, seed = 0, apply = true, signal, onProgress = () => {} } = options;
-  if (prompts.length === 0) throw new TypeError("Cannot calibrate with no prompts: pass at least one");
+  const { prompts, minSqnrDb, apply = true, signal, onProgress = () => {} } = options;
   if (!Number.isFinite(minSqnrDb)) {
     throw new RangeError(`Cannot use a minSqnrDb of ${minSqnrDb}: pass a finite number of dB`);
   }
-  const candidates = candidatesOf(options.schemes ?? AUTOQUANT_SCHEMES);
-  const models = modelsOf(pipe, options.textEncoders ?? false);
-  for (const [component, module] of models) refuseQuantized(component, module);
-
-  onProgress({ phase: "capture", done: 0, total: 1 });
-  const { height, width } = options;
-  const seen = await capture(pipe, models, { prompts, seed, numInferenceSteps: steps, height, width, signal });
-  onProgress({ phase: "capture", done: 1, total: 1 });
+  const { models, candidates, seen } = await calibrate(pipe, options);
 
   const layers: PlannedLayer[] = [];
   for (const [component, module] of models) {
@@ -143,6 +134,55 @@ export async function autoquant(pipe: Calibratable, options: AutoquantOptions): 
   });
   if (apply) plan.apply(pipe, { errorOnUnseen: false });
   return plan;
+}
+
+/** How far a layer's output in a scheme is from its output in floats. */
+export interface LayerError {
+  /** The model. */
+  readonly component: PlanComponent;
+  /** The layer's name in it. */
+  readonly name: string;
+  /** The scheme. */
+  readonly scheme: string;
+  /** The power of the output over that of the error, in dB. */
+  readonly sqnrDb: number;
+}
+
+/**
+ * Measures what schemes do to the outputs of a pipeline's linear layers, on what they read while pictures are made.
+ *
+ * @param pipe The pipeline, in floats, which it stays
+ * @param options Prompts, schemes, steps
+ * @returns An error for each layer and each scheme that it can have
+ * @throws {TypeError} If there is no prompt
+ * @throws {RangeError} If a scheme is unknown, or a layer is quantized already
+ */
+export async function layerErrors(
+  pipe: Calibratable,
+  options: Omit<AutoquantOptions, "minSqnrDb" | "apply">,
+): Promise<LayerError[]> {
+  const { models, candidates, seen } = await calibrate(pipe, options);
+  const { signal, onProgress = () => {} } = options;
+  const found: LayerError[] = [];
+  for (const [component, module] of models) {
+    for (const [name, errors] of await errorsOf(component, module, { seen, candidates, pipe, signal, onProgress })) {
+      for (const [{ scheme }, sqnrDb] of errors) found.push({ component, name, scheme: scheme.name, sqnrDb });
+    }
+  }
+  return found;
+}
+
+/** Checks what was asked for, and looks at what layers read. */
+async function calibrate(pipe: Calibratable, options: Omit<AutoquantOptions, "minSqnrDb" | "apply">) {
+  const { prompts, steps = 20, seed = 0, height, width, signal, onProgress = () => {} } = options;
+  if (prompts.length === 0) throw new TypeError("Cannot calibrate with no prompts: pass at least one");
+  const candidates = candidatesOf(options.schemes ?? AUTOQUANT_SCHEMES);
+  const models = modelsOf(pipe, options.textEncoders ?? false);
+  for (const [component, module] of models) refuseQuantized(component, module);
+  onProgress({ phase: "capture", done: 0, total: 1 });
+  const seen = await capture(pipe, models, { prompts, seed, numInferenceSteps: steps, height, width, signal });
+  onProgress({ phase: "capture", done: 1, total: 1 });
+  return { models, candidates, seen };
 }
 
 function candidatesOf(schemes: readonly (string | AutoquantScheme)[]): Candidate[] {
@@ -200,9 +240,8 @@ async function errorsOf(
   for (const [done, layer] of layers.entries()) {
     signal?.throwIfAborted();
     onProgress({ phase: "error", done, total: layers.length });
-    const input = seen.inputOf(component, layer.name);
-    if (!input) continue;
-    const x = input.cast(dtype);
+    const x = seen.inputOf(component, layer.name);
+    if (!x) continue;
     const { weight, bias } = modules.get(layer.name) as Linear;
     const wanted = x.linear(weight.tensor, bias?.tensor).cast("f32");
     const power = (t: Tensor) => t.mul(t).sum().sum();
@@ -244,8 +283,6 @@ async function planModel(
   const { seen, candidates, feasible, sqnr, pipe, prompts, signal, onProgress } = context;
   const functions = seen.functions.filter((fn) => fn.component === component);
   const layers = linearsOf(module);
-  const weightBytes = layers.reduce((sum, { shape }) => sum + shape[0]! * shape[1]!, 0) *
-    DTYPES[(module as Model).dtype].size;
   const { device } = pipe;
   const pictures = prompts.length;
   const floatBytes = layers.reduce((sum, { shape }) => sum + shape[0]! * shape[1]!, 0) *

@@ -11,6 +11,8 @@ import { leaf, type Node, RATE, topological } from "../graph/node.ts";
 import { sizeOf } from "../graph/ops.ts";
 import { storedRowBytes } from "../graph/quantized.ts";
 import type { ActivationKind, RowsKind } from "../graph/schema.ts";
+import type { Linear } from "../nn/layers.ts";
+import { isPruned } from "../quantize/quantize.ts";
 import type { Scheme, SchemeOptions } from "../quantize/scheme.ts";
 import type { Device } from "../tensor/device.ts";
 import { QuantizedTensor, type WeightQuantization } from "../tensor/quantized.ts";
@@ -46,6 +48,8 @@ export interface ClassLayer {
   readonly n: number;
   /** Whether it has a bias. */
   readonly bias: boolean;
+  /** Whether its weight was pruned to two of each four. */
+  readonly sparse: boolean;
 }
 
 /** How a program calls the layers of a class. */
@@ -94,18 +98,18 @@ export interface InputSet {
 /** How activations are quantized: nothing else matters to what that costs. */
 const rowsKey = ({ activation: { rows, perTensor } }: WeightQuantization) => `${rows} ${perTensor}`;
 
-const quantizationOf = ({ scheme, settings }: Candidate, columns: number): WeightQuantization =>
-  scheme.quantization({ kind: "linear", columns, sparse: false }, settings);
+const quantizationOf = ({ scheme, settings }: Candidate, columns: number, sparse = false): WeightQuantization =>
+  scheme.quantization({ kind: "linear", columns, sparse }, settings);
 
 const constant = (shape: readonly number[], dtype: Dtype) => new Tensor(leaf(shape, { dtype, rate: RATE.constant }));
 const varying = (shape: readonly number[], dtype: Dtype) => new Tensor(leaf(shape, { dtype, rate: RATE.step }));
 
 /** A layer of a choice, whose weights have no values. */
-function applied(x: Tensor, { n, bias }: ClassLayer, choice: Choice): Tensor {
+function applied(x: Tensor, { n, bias, sparse }: ClassLayer, choice: Choice): Tensor {
   const k = x.size(-1);
   const b = bias ? constant([n], "f32") : undefined;
   if (choice === FLOAT) return x.linear(constant([n, k], x.dtype), b);
-  const quantization = quantizationOf(choice, k);
+  const quantization = quantizationOf(choice, k, sparse);
   const { format, group, symmetric, perTensor, activation } = quantization;
   const scales = perTensor ? [1, 1] : [n, k / group];
   const weight = new QuantizedTensor({
@@ -129,7 +133,7 @@ export function inputSets(functions: readonly ObservedFunction[], pictures: numb
     const layers = new Map<Node, ClassLayer & { x: Tensor }>();
     const outputs = fn.record(({ name, layer, x }) => {
       const weight = constant(layer.weight.shape, layer.weight.tensor.dtype);
-      layers.set(weight.node, { name, n: layer.weight.shape[0]!, bias: layer.bias !== undefined, x });
+      layers.set(weight.node, { ...classLayer(name, layer), x });
       return x.linear(weight, layer.bias?.tensor);
     });
     const { stages } = compileGraph(outputs);
@@ -153,7 +157,10 @@ export function inputSets(functions: readonly ObservedFunction[], pictures: numb
         // Without anything of their own behind them, layers of one input can be one multiply.
         const open = read.filter(({ call }) => isOpen(call));
         const groups = [
-          ...(open.length > 0 ? [{ call: open[0]!.call, layers: open.flatMap((r) => r.layers) }] : []),
+          ...Map.groupBy(open.flatMap(({ call, layers }) => layers.map((layer) => ({ call, layer }))), joinKey).values()
+            .map(
+              (group) => ({ call: group[0]!.call, layers: group.map(({ layer }) => layer) }),
+            ),
           ...read.filter(({ call }) => !isOpen(call)),
         ];
         const id = groups.map((g) => g.layers.map(({ name }) => name).join("+")).sort().join(" ");
@@ -181,6 +188,17 @@ export function inputSets(functions: readonly ObservedFunction[], pictures: numb
   return [...sets.values()].map(({ classes, norm }) => ({ classes: [...classes.values()], norm }));
 }
 
+const classLayer = (name: string, { weight, bias }: Linear): ClassLayer => ({
+  name,
+  n: weight.shape[0]!,
+  bias: bias !== undefined,
+  sparse: isPruned(weight),
+});
+
+/** Layers of one input that differ in this are never joined. */
+const joinKey = ({ layer, call }: { layer: ClassLayer; call: Instruction }) =>
+  `${layer.bias} ${layer.sparse} ${call.operands[1]!.storage.dtype}`;
+
 const isOpen = ({ params, operands }: Instruction) =>
   params.act === "none" && operands[3] === null && operands[4] === null;
 
@@ -203,7 +221,7 @@ export interface MeasuredPart {
   readonly layers: readonly string[];
   /** Outputs of all. */
   readonly n: number;
-  /** Its median time. */
+  /** Its time. */
   readonly seconds: number;
 }
 
@@ -300,6 +318,7 @@ export class ChoiceTimer {
       signal: this.#signal,
       workingSet: all.map(({ workingSet }) => workingSet),
       milliseconds: MILLISECONDS * all.length,
+      quantile: QUANTILE,
     });
     [...missing.keys()].forEach((key, i) => this.#known.set(key, seconds[i]!));
     this.measured += missing.size;
@@ -308,6 +327,8 @@ export class ChoiceTimer {
 
 /** What each of the calls that are timed together may take. */
 const MILLISECONDS = 15;
+/** Choosing asks which is faster, not how fast it is among neighbours. */
+const QUANTILE = 0.2;
 
 /** How a class is called, where a choice changes that. */
 function at(use: ClassUse, layers: readonly ClassLayer[], choice: Choice): ClassUse {
@@ -541,13 +562,7 @@ export async function timePrograms(
   const programs = functions.map((fn) => ({
     fn,
     stages: choices.map((chosen) => {
-      const outputs = fn.record(({ name, layer, x }) =>
-        applied(
-          x,
-          { name, n: layer.weight.shape[0]!, bias: layer.bias !== undefined },
-          chosen.get(name) ?? FLOAT,
-        )
-      );
+      const outputs = fn.record(({ name, layer, x }) => applied(x, classLayer(name, layer), chosen.get(name) ?? FLOAT));
       return compileGraph(outputs).stages.slice(1);
     }),
   }));
@@ -565,6 +580,7 @@ export async function timePrograms(
         signal,
         workingSet: stages.map((own) => weightBytes(own[i]!)),
         milliseconds: COMPARISON_MILLISECONDS,
+        quantile: QUANTILE,
       });
       times.forEach((time, choice) => seconds[choice]! += runs * time);
     }

@@ -30,10 +30,17 @@ export const UNARY = {
 export type UnaryKind = keyof typeof UNARY;
 
 /** The activations that a matrix multiply, convolution or norm can apply to its result, by code. */
-export const ACTIVATION = { none: 0, silu: 1, gelu_tanh: 2, gelu_erf: 3, quick_gelu: 4, relu: 5 } as const;
+export const ACTIVATION: Readonly<Record<ActivationKind, number>> = {
+  none: 0,
+  silu: 1,
+  gelu_tanh: 2,
+  gelu_erf: 3,
+  quick_gelu: 4,
+  relu: 5,
+};
 
 /** The name of a fused activation. */
-export type ActivationKind = keyof typeof ACTIVATION;
+export type ActivationKind = "none" | "silu" | "gelu_tanh" | "gelu_erf" | "quick_gelu" | "relu";
 
 /** Element-wise functions of two operands, by code. */
 export const BINARY = { add: 0, sub: 1, mul: 2, div: 3, max: 4, min: 5 } as const;

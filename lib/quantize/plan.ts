@@ -105,7 +105,7 @@ export interface ApplyOptions {
 }
 
 /** One row of a plan as a table. */
-export interface PlanRow {
+export type PlanRow = {
   /** The model and the layer. */
   readonly layer: string;
   /** The scheme. */
@@ -118,7 +118,7 @@ export interface PlanRow {
   readonly float: string;
   /** In microseconds. */
   readonly chosen: string;
-}
+};
 
 const FORMAT = 1;
 

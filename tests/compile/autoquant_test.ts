@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
-import { autoquant, type AutoquantProgress } from "../../lib/compile/autoquant.ts";
+import { autoquant, type AutoquantProgress, layerErrors } from "../../lib/compile/autoquant.ts";
 import { capture } from "../../lib/compile/capture.ts";
 import {
   type Candidate,
   type Choice,
+  ChoiceTimer,
   choose,
   type ClassOption,
   type ClassUse,
@@ -16,7 +17,7 @@ import { Linear } from "../../lib/nn/layers.ts";
 import type { Module } from "../../lib/nn/module.ts";
 import { FluxPipeline } from "../../lib/pipelines/flux.ts";
 import { QuantizationPlan } from "../../lib/quantize/plan.ts";
-import { quantizableLayers, quantize } from "../../lib/quantize/quantize.ts";
+import { quantizableLayers, quantize, sparsify } from "../../lib/quantize/quantize.ts";
 import { schemeOf } from "../../lib/quantize/schemes.ts";
 import { toArray } from "../../lib/tensor/realize.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
@@ -93,6 +94,19 @@ Deno.test("rows come from all prompts and steps, and are no more than are wanted
   assert.deepEqual(first, await values(pipe.prepareLatents({ seed: 3, ...SMALL })));
 });
 
+Deno.test("a pipeline of 16 bits is planned on what it reads", async () => {
+  const pipe = await FluxPipeline.load(MODEL, { dtype: "bf16" });
+  const options = { prompts: PROMPTS, seed: 3, steps: 1, ...SMALL, schemes: ["int8dq"] };
+  const seen = await capture(pipe, transformerOf(pipe), { ...options, numInferenceSteps: 1 });
+  assert.equal(seen.inputOf("transformer", "proj_out")!.dtype, "bf16");
+  const errors = await layerErrors(pipe, options);
+  assert.equal(errors.length, quantizableLayers(pipe.transformer).length);
+  assert.ok(errors.every(({ sqnrDb }) => sqnrDb > 20 && sqnrDb < 70), JSON.stringify(errors));
+  const plan = await autoquant(pipe, { ...options, minSqnrDb: 25 });
+  assert.equal(plan.header!.dtype, "bf16");
+  assert.ok(plan.layers.every(({ problems }) => problems!.length > 0));
+});
+
 Deno.test("looking at a pipeline changes nothing of it", async () => {
   const pipe = await load();
   const run = { seed: 3, numInferenceSteps: 2, ...SMALL, outputType: "latent" } as const;
@@ -150,6 +164,27 @@ Deno.test("layers are grouped as programs call them", async () => {
   assert.deepEqual({ lead, runs, stepwise }, { lead: [steps], runs: 1, stepwise: { lead: [1], runs: steps } });
 });
 
+Deno.test("pruned layers are timed and kept as such", async () => {
+  const pipe = await load();
+  sparsify(pipe.transformer, { filter: /to_[qk]$|proj_mlp/ });
+  const options = { prompts: PROMPTS, seed: 1, numInferenceSteps: 1, ...SMALL };
+  const seen = await capture(pipe, transformerOf(pipe), options);
+  const classes = inputSets(seen.functions, 1).flatMap((set) => set.classes);
+  const single = "single_transformer_blocks.0.attn";
+  const found = classes.filter(({ layers }) => layers.some(({ name }) => name.startsWith(single)));
+  assert.deepEqual(found.map(({ layers }) => layers.map(({ name, sparse }) => [name, sparse])), [
+    [[`${single}.to_q`, true], [`${single}.to_k`, true]],
+    [[`${single}.to_v`, false]],
+  ]);
+  const device = pipe.device;
+  const timer = new ChoiceTimer({ device, floatBytes: 0, signal: undefined });
+  const [parts] = await timer.multiplies(found[0]!.uses[0]!, [{ layers: found[0]!.layers, choice: DQ }]);
+  assert.deepEqual(parts!.map(({ layers, n }) => [layers, n]), [[[`${single}.to_q`, `${single}.to_k`], 512]]);
+  assert.equal(timer.measured, 1);
+  await timer.multiplies(found[0]!.uses[0]!, [{ layers: found[0]!.layers, choice: DQ }]);
+  assert.equal(timer.measured, 1, "what is known is not timed again");
+});
+
 const candidate = (name: string): Candidate => ({ scheme: schemeOf(name), settings: {} });
 const [DQ, WO, TENSOR] = ["int8dq", "int8wo", "fp8dq"].map(candidate) as [
   Candidate,
@@ -186,7 +221,7 @@ function fakeTimer(
   };
 }
 
-const layer = (name: string, n = 64) => ({ name, n, bias: true });
+const layer = (name: string, n = 64) => ({ name, n, bias: true, sparse: false });
 const nameOf = (choices: ReadonlyMap<string, Candidate>, name: string) => choices.get(name)?.scheme.name ?? FLOAT;
 
 Deno.test("the fastest that keeps the bound is chosen, by how often it runs and with what its input costs", async () => {

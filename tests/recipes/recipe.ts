@@ -4,6 +4,20 @@
  * @module
  */
 
+import type { Image } from "../../lib/media/image.ts";
+import { FluxPipeline } from "../../lib/pipelines/flux.ts";
+
+/**
+ * The picture that recipes make, by the model in floats.
+ *
+ * @returns The picture.
+ */
+export async function floatPicture(): Promise<Image> {
+  const pipe = await FluxPipeline.load("models/shapes-flux");
+  const { images } = await pipe("a large red star on a navy background", { seed: 5, numInferenceSteps: 20 });
+  return images[0]!;
+}
+
 /**
  * A recipe's own permissions, from its first line.
  *
