@@ -10,9 +10,10 @@ import { refusal } from "../graph/quantized.ts";
 import { sizeOf } from "../graph/ops.ts";
 import { Conv2d, Embedding, Linear } from "../nn/layers.ts";
 import { Model, type Module, type Parameter } from "../nn/module.ts";
-import type { Device } from "../tensor/device.ts";
+import { Device } from "../tensor/device.ts";
+import { computeOnce } from "../tensor/function.ts";
 import { QuantizedTensor } from "../tensor/quantized.ts";
-import { realize } from "../tensor/realize.ts";
+import { fromSource } from "../tensor/source.ts";
 import { record } from "../tensor/tensor.ts";
 import { schemeOf } from "./schemes.ts";
 import type { LayerKind, Scheme, SchemeOptions } from "./scheme.ts";
@@ -287,8 +288,9 @@ export async function dequantize(
   for (const layer of quantizableLayers(module)) {
     const { quantized } = layer.weight;
     if (!quantized || !takes(filter, layer)) continue;
-    const [value] = await realize([quantized.tensor], device ? { device } : {});
-    layer.weight.tensor = value!;
+    const { shape, dtype } = quantized;
+    const [buffer] = await computeOnce([quantized.tensor], device ?? await Device.default());
+    layer.weight.tensor = fromSource({ kind: "buffer", buffer: buffer! }, { shape, dtype });
     names.push(layer.name);
   }
   return names;

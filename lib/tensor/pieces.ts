@@ -7,7 +7,8 @@
 import type { NativeBuffer } from "../../ffi/native.ts";
 import { byteSize } from "../graph/dtypes.ts";
 import { sizeOf } from "../graph/ops.ts";
-import { checkUnchanged, type Device } from "./device.ts";
+import { checkUnchanged } from "./buffers.ts";
+import type { Device } from "./device.ts";
 import { computeOnce } from "./function.ts";
 import { type FileSource, sourceOf } from "./source.ts";
 import type { Tensor } from "./tensor.ts";

@@ -26,11 +26,13 @@ async function filesOf(folder: string, prefix = ""): Promise<Map<string, string>
 
 const isSame = (a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>) => String([...a]) === String([...b]);
 
+/** Quantizes all parts, by scales that are computed in f32, whatever the pipeline computes in. */
 function quantizeAll(pipe: Pipe): void {
-  quantize(pipe.transformer, [{ filter: /single/, scheme: "int4wo" }, { scheme: "int8wo" }]);
-  quantize(pipe.vae, "int8wo");
-  quantize(pipe.textEncoder!, "fp8wo");
-  quantize(pipe.textEncoder2!, "int8wo", { kinds: ["linear", "embedding"] });
+  const dtype = "f32";
+  quantize(pipe.transformer, [{ filter: /single/, scheme: "int4wo" }, { scheme: "int8wo" }], { dtype });
+  quantize(pipe.vae, "int8wo", { dtype });
+  quantize(pipe.textEncoder!, "fp8wo", { dtype });
+  quantize(pipe.textEncoder2!, "int8wo", { dtype, kinds: ["linear", "embedding"] });
 }
 
 async function picture(pipe: Pipe): Promise<Uint8Array> {
@@ -69,6 +71,22 @@ Deno.test("a quantized pipeline, saved and loaded, makes the same picture, and s
     assert.deepEqual(await picture(await FluxPipeline.load(`${folder}/a`)), expected);
     const names = [...(await filesOf(`${folder}/a`)).keys()].filter((name) => name.includes("safetensors"));
     assert.equal(names.length, 4, String(names));
+  });
+});
+
+Deno.test("a quantized pipeline computes in another type by the codes and scales that were stored", async () => {
+  await withFolder(async (folder) => {
+    const pipe = await FluxPipeline.load(MODEL);
+    quantizeAll(pipe);
+    await pipe.save(`${folder}/f32`, SHARDS);
+    for (const dtype of ["bf16", "f16"] as const) {
+      const loaded = await FluxPipeline.load(`${folder}/f32`, { dtype });
+      const direct = await FluxPipeline.load(MODEL, { dtype });
+      quantizeAll(direct);
+      assert.deepEqual(await picture(loaded), await picture(direct));
+      await loaded.save(`${folder}/${dtype}`, SHARDS);
+      assert.ok(isSame(await filesOf(`${folder}/${dtype}`), await filesOf(`${folder}/f32`)), dtype);
+    }
   });
 });
 
