@@ -106,7 +106,7 @@ pub trait Codes: Simd {
     unsafe fn integers(p: *const u8) -> Self::V;
     /// The values of the halves' lowest four bits, two's complement: even ones and odd ones.
     unsafe fn nibbles(table: Self::T, x: Self::I) -> (Self::V, Self::V);
-    /// The values of the halves' lowest `BITS` bits, small floats: even ones and odd ones.
+    /// The values of the halves' lowest `BITS` bits, small floats: even ones and odd ones. Of 7 the sign is the highest.
     unsafe fn floats<const BITS: usize>(table: Self::T, x: Self::I) -> (Self::V, Self::V);
     /// Those of `nibbles` as pairs of bf16. Only where `BF16_DOT`, as all below.
     unsafe fn nibble_pairs(table: Self::T, x: Self::I) -> Self::V {
@@ -276,7 +276,8 @@ unsafe fn codes<S: Codes, const B: usize>(chunk: *const u8, v: usize, step: usiz
             8 => plane::<S, 8>(chunk, v, step, 0),
             7 => {
                 let low = S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 2>(after(4), v, step, 4));
-                S::merge::<6>(low, plane::<S, 1>(after(6), v, step, 6))
+                // The sign goes where bf16 has it.
+                S::merge::<6>(low, plane::<S, 1>(after(6), v, step, 15))
             }
             6 => S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 2>(after(4), v, step, 4)),
             5 => S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 1>(after(4), v, step, 4)),
@@ -284,6 +285,11 @@ unsafe fn codes<S: Codes, const B: usize>(chunk: *const u8, v: usize, step: usiz
             _ => S::merge::<2>(plane::<S, 2>(chunk, v, step, 0), plane::<S, 1>(after(2), v, step, 2)),
         }
     }
+}
+
+/// Where a half has the sign of a float of so many bits.
+const fn sign_bit(bits: usize) -> usize {
+    if bits == 7 { 15 } else { bits - 1 }
 }
 
 /// The same bits in both halves of a lane.
@@ -342,7 +348,7 @@ impl Codes for Portable {
         let value = |code: u32| {
             let known = if BITS > 6 { BITS - 1 } else { BITS };
             let value = table.values[(code & ((1 << known) - 1)) as usize] as u32;
-            let sign = if BITS > 6 { code >> (BITS - 1) & 1 } else { 0 };
+            let sign = if BITS > 6 { code >> sign_bit(BITS) & 1 } else { 0 };
             f32::from_bits(value << 16 | sign << 31)
         };
         (lanes!(|i| value(x[i])), lanes!(|i| value(x[i] >> 16)))
@@ -351,7 +357,7 @@ impl Codes for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Codes, Table, both};
+    use super::{Codes, Table, both, sign_bit};
     use crate::simd::{Avx2, Avx512, Avx512Bf16, Simd};
     use std::arch::x86_64::*;
 
@@ -368,7 +374,7 @@ mod x86 {
     unsafe fn float<const BITS: usize>(t: Arithmetic, x: __m256i) -> __m256 {
         unsafe {
             let magnitude = _mm256_and_si256(x, _mm256_set1_epi32((1 << (BITS - 1)) - 1));
-            let up = _mm_cvtsi32_si128(32 - BITS as i32);
+            let up = _mm_cvtsi32_si128(31 - sign_bit(BITS) as i32);
             let sign = _mm256_and_si256(_mm256_sll_epi32(x, up), _mm256_set1_epi32(i32::MIN));
             let mut bits = _mm256_or_si256(_mm256_sll_epi32(magnitude, t.shift), sign);
             if BITS == 8 {
@@ -452,7 +458,7 @@ mod x86 {
                     let upper = _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x40));
                     signed(_mm512_mask_blend_epi16(upper, low, high), _mm512_slli_epi32::<8>(x))
                 }
-                7 => signed(_mm512_permutex2var_epi16(t[0], x, t[1]), _mm512_slli_epi32::<9>(x)),
+                7 => signed(_mm512_permutex2var_epi16(t[0], x, t[1]), x),
                 6 => _mm512_permutex2var_epi16(t[0], x, t[1]),
                 _ => _mm512_permutexvar_epi16(x, t[0]),
             }
