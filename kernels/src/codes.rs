@@ -1,9 +1,10 @@
 //! Codes of quantized weights as vectors: from the planes in which they are packed to floats.
 //!
-//! A chunk is 32 values of K of one panel. Codes of up to 8 bits are cut into planes of 8, 4, 2 and 1 bits, so that each
-//! plane fills registers whole: a four-byte lane is a column, its lower half holds even places of K and its upper half
-//! odd ones, as a pair of bf16 does. The lowest bits of the halves are the first places. Plane follows plane; within
-//! one, a register of each of the panel's two vectors by turns. int8 lies as it is, the panel's columns for each place.
+//! A chunk is 32 values of K of one panel. A four-byte lane is a column; its lower half holds even places of K and its
+//! upper half odd ones, as a pair of bf16 does. Codes of B bits take B registers of each of the panel's two vectors, which
+//! lie by turns: a half holds as many codes as fit, the first places lowest, so that one shift brings a code to where
+//! tables are looked up. What is left of the halves of all registers makes up the last codes (`pieces`). int8 lies as it
+//! is, the panel's columns for each place.
 
 use crate::quant::{Weight, e4m3, e5m2, small_float};
 use crate::schema::Format;
@@ -221,11 +222,11 @@ impl Codec for Int4 {
     const BITS: usize = 4;
     #[inline(always)]
     unsafe fn values<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V) {
-        unsafe { S::nibbles(table, plane::<S, 4>(chunk, v, step, 0)) }
+        unsafe { S::nibbles(table, codes::<S, 4>(chunk, v, step)) }
     }
     #[inline(always)]
     unsafe fn pairs<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> S::V {
-        unsafe { S::nibble_pairs(table, plane::<S, 4>(chunk, v, step, 0)) }
+        unsafe { S::nibble_pairs(table, codes::<S, 4>(chunk, v, step)) }
     }
 }
 
@@ -245,44 +246,65 @@ impl<const B: usize> Codec for Small<B> {
     }
 }
 
-/// The widths of the planes of codes of so many bits; the first holds the lowest bits.
-pub const fn planes(bits: usize) -> &'static [usize] {
-    match bits {
-        8 => &[8],
-        7 => &[4, 2, 1],
-        6 => &[4, 2],
-        5 => &[4, 1],
-        4 => &[4],
-        _ => &[2, 1],
-    }
+/// Some bits of a code.
+#[derive(Clone, Copy)]
+pub struct Piece {
+    /// The register of a vector that has them.
+    pub register: usize,
+    /// Their lowest bit in its halves.
+    pub at: usize,
+    /// Their lowest bit in the code.
+    pub from: usize,
+    /// How many there are.
+    pub width: usize,
 }
 
-/// The field of `B` bits of a step in a plane, with its lowest bit at `to`.
-#[inline(always)]
-unsafe fn plane<S: Codes, const B: usize>(plane: *const u8, v: usize, step: usize, to: i32) -> S::I {
-    unsafe {
-        let register = S::register(plane.add((step * B / 16 * 2 + v) * 4 * S::LANES));
-        S::shift(register, (step % (16 / B) * B) as i32 - to)
-    }
+/// Where the bits of a step's codes lie in a chunk.
+pub fn pieces(bits: usize, step: usize) -> impl Iterator<Item = Piece> {
+    let piece = |register, at, from, width| Piece { register, at, from, width };
+    let each = 16 / bits;
+    let (register, i) = (step / each, step % each);
+    let last = step.saturating_sub(each * bits);
+    let whole = step < each * bits;
+    let count = match bits {
+        _ if whole && bits != 7 => 1,
+        6 | 7 if whole || bits == 6 => 2,
+        7 => 4,
+        _ => bits,
+    };
+    (0..count).map(move |n| match (bits, n) {
+        (7, 0) if whole => piece(register, 6 * i, 0, 6),
+        (7, _) if whole => piece(register, 15 - i, 6, 1),
+        _ if whole => piece(register, bits * i, 0, bits),
+        (7, 3) => piece(6, 12 + last, 6, 1),
+        (7, _) => piece(3 * last + n, 12, 2 * n, 2),
+        (6, 0) => piece(last, 12, 0, 4),
+        (6, _) => piece(4 + last / 2, 12 + 2 * (last % 2), 4, 2),
+        _ => piece(n, 15, n, 1),
+    })
 }
 
 /// The codes of a step, with anything above them.
 #[inline(always)]
 unsafe fn codes<S: Codes, const B: usize>(chunk: *const u8, v: usize, step: usize) -> S::I {
     unsafe {
-        // A plane of one bit has a register of each vector.
-        let after = |bits: usize| chunk.add(bits * 8 * S::LANES);
+        let shifted = |register: usize, n: i32| S::shift(S::register(chunk.add((register * 2 + v) * 4 * S::LANES)), n);
+        let each = 16 / B;
+        let last = step.wrapping_sub(each * B);
         match B {
-            8 => plane::<S, 8>(chunk, v, step, 0),
+            7 if step < 14 && step.is_multiple_of(2) => shifted(step / 2, 0),
+            7 if step < 14 => S::merge::<6>(shifted(step / 2, 6), shifted(step / 2, -1)),
+            _ if step < each * B => shifted(step / each, (step % each * B) as i32),
             7 => {
-                let low = S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 2>(after(4), v, step, 4));
-                // The sign goes where bf16 has it.
-                S::merge::<6>(low, plane::<S, 1>(after(6), v, step, 15))
+                let high = S::merge::<6>(shifted(3 * last + 2, 8), shifted(6, last as i32 - 3));
+                S::merge::<2>(shifted(3 * last, 12), S::merge::<4>(shifted(3 * last + 1, 10), high))
             }
-            6 => S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 2>(after(4), v, step, 4)),
-            5 => S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 1>(after(4), v, step, 4)),
-            4 => plane::<S, 4>(chunk, v, step, 0),
-            _ => S::merge::<2>(plane::<S, 2>(chunk, v, step, 0), plane::<S, 1>(after(2), v, step, 2)),
+            6 => S::merge::<4>(shifted(last, 12), shifted(4 + last / 2, 8 + 2 * (last % 2) as i32)),
+            5 => {
+                let high = S::merge::<3>(shifted(2, 13), S::merge::<4>(shifted(3, 12), shifted(4, 11)));
+                S::merge::<1>(shifted(0, 15), S::merge::<2>(shifted(1, 14), high))
+            }
+            _ => S::merge::<1>(shifted(0, 15), S::merge::<2>(shifted(1, 14), shifted(2, 13))),
         }
     }
 }
