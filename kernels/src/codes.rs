@@ -1,9 +1,10 @@
 //! Codes of quantized weights as vectors: from the planes in which they are packed to floats.
 //!
-//! A chunk is 32 values of K of one panel. Codes of up to 8 bits are cut into planes of 8, 4, 2 and 1 bits, so that each
-//! plane fills registers whole: a four-byte lane is a column, its lower half holds even places of K and its upper half
-//! odd ones, as a pair of bf16 does. The lowest bits of the halves are the first places. Plane follows plane; within
-//! one, a register of each of the panel's two vectors by turns. int8 lies as it is, the panel's columns for each place.
+//! A chunk is 32 values of K of one panel. A four-byte lane is a column; its lower half holds even places of K and its
+//! upper half odd ones, as a pair of bf16 does. Codes of B bits take B registers of each of the panel's two vectors, which
+//! lie by turns: a half holds as many codes as fit, the first places lowest, so that one shift brings a code to where
+//! tables are looked up. What is left of the halves of all registers makes up the last codes (`pieces`). int8 lies as it
+//! is, the panel's columns for each place.
 
 use crate::quant::{Weight, e4m3, e5m2, small_float};
 use crate::schema::Format;
@@ -106,7 +107,7 @@ pub trait Codes: Simd {
     unsafe fn integers(p: *const u8) -> Self::V;
     /// The values of the halves' lowest four bits, two's complement: even ones and odd ones.
     unsafe fn nibbles(table: Self::T, x: Self::I) -> (Self::V, Self::V);
-    /// The values of the halves' lowest `BITS` bits, small floats: even ones and odd ones.
+    /// The values of the halves' lowest `BITS` bits, small floats: even ones and odd ones. Of 7 the sign is the highest.
     unsafe fn floats<const BITS: usize>(table: Self::T, x: Self::I) -> (Self::V, Self::V);
     /// Those of `nibbles` as pairs of bf16. Only where `BF16_DOT`, as all below.
     unsafe fn nibble_pairs(table: Self::T, x: Self::I) -> Self::V {
@@ -221,11 +222,11 @@ impl Codec for Int4 {
     const BITS: usize = 4;
     #[inline(always)]
     unsafe fn values<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V) {
-        unsafe { S::nibbles(table, plane::<S, 4>(chunk, v, step, 0)) }
+        unsafe { S::nibbles(table, codes::<S, 4>(chunk, v, step)) }
     }
     #[inline(always)]
     unsafe fn pairs<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> S::V {
-        unsafe { S::nibble_pairs(table, plane::<S, 4>(chunk, v, step, 0)) }
+        unsafe { S::nibble_pairs(table, codes::<S, 4>(chunk, v, step)) }
     }
 }
 
@@ -245,45 +246,72 @@ impl<const B: usize> Codec for Small<B> {
     }
 }
 
-/// The widths of the planes of codes of so many bits; the first holds the lowest bits.
-pub const fn planes(bits: usize) -> &'static [usize] {
-    match bits {
-        8 => &[8],
-        7 => &[4, 2, 1],
-        6 => &[4, 2],
-        5 => &[4, 1],
-        4 => &[4],
-        _ => &[2, 1],
-    }
+/// Some bits of a code.
+#[derive(Clone, Copy)]
+pub struct Piece {
+    /// The register of a vector that has them.
+    pub register: usize,
+    /// Their lowest bit in its halves.
+    pub at: usize,
+    /// Their lowest bit in the code.
+    pub from: usize,
+    /// How many there are.
+    pub width: usize,
 }
 
-/// The field of `B` bits of a step in a plane, with its lowest bit at `to`.
-#[inline(always)]
-unsafe fn plane<S: Codes, const B: usize>(plane: *const u8, v: usize, step: usize, to: i32) -> S::I {
-    unsafe {
-        let register = S::register(plane.add((step * B / 16 * 2 + v) * 4 * S::LANES));
-        S::shift(register, (step % (16 / B) * B) as i32 - to)
-    }
+/// Where the bits of a step's codes lie in a chunk.
+pub fn pieces(bits: usize, step: usize) -> impl Iterator<Item = Piece> {
+    let piece = |register, at, from, width| Piece { register, at, from, width };
+    let each = 16 / bits;
+    let (register, i) = (step / each, step % each);
+    let last = step.saturating_sub(each * bits);
+    let whole = step < each * bits;
+    let count = match bits {
+        _ if whole && bits != 7 => 1,
+        6 | 7 if whole || bits == 6 => 2,
+        7 => 4,
+        _ => bits,
+    };
+    (0..count).map(move |n| match (bits, n) {
+        (7, 0) if whole => piece(register, 6 * i, 0, 6),
+        (7, _) if whole => piece(register, 15 - i, 6, 1),
+        _ if whole => piece(register, bits * i, 0, bits),
+        (7, 3) => piece(6, 12 + last, 6, 1),
+        (7, _) => piece(3 * last + n, 12, 2 * n, 2),
+        (6, 0) => piece(last, 12, 0, 4),
+        (6, _) => piece(4 + last / 2, 12 + 2 * (last % 2), 4, 2),
+        _ => piece(n, 15, n, 1),
+    })
 }
 
 /// The codes of a step, with anything above them.
 #[inline(always)]
 unsafe fn codes<S: Codes, const B: usize>(chunk: *const u8, v: usize, step: usize) -> S::I {
     unsafe {
-        // A plane of one bit has a register of each vector.
-        let after = |bits: usize| chunk.add(bits * 8 * S::LANES);
+        let shifted = |register: usize, n: i32| S::shift(S::register(chunk.add((register * 2 + v) * 4 * S::LANES)), n);
+        let each = 16 / B;
+        let last = step.wrapping_sub(each * B);
         match B {
-            8 => plane::<S, 8>(chunk, v, step, 0),
+            7 if step < 14 && step.is_multiple_of(2) => shifted(step / 2, 0),
+            7 if step < 14 => S::merge::<6>(shifted(step / 2, 6), shifted(step / 2, -1)),
+            _ if step < each * B => shifted(step / each, (step % each * B) as i32),
             7 => {
-                let low = S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 2>(after(4), v, step, 4));
-                S::merge::<6>(low, plane::<S, 1>(after(6), v, step, 6))
+                let high = S::merge::<6>(shifted(3 * last + 2, 8), shifted(6, last as i32 - 3));
+                S::merge::<2>(shifted(3 * last, 12), S::merge::<4>(shifted(3 * last + 1, 10), high))
             }
-            6 => S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 2>(after(4), v, step, 4)),
-            5 => S::merge::<4>(plane::<S, 4>(chunk, v, step, 0), plane::<S, 1>(after(4), v, step, 4)),
-            4 => plane::<S, 4>(chunk, v, step, 0),
-            _ => S::merge::<2>(plane::<S, 2>(chunk, v, step, 0), plane::<S, 1>(after(2), v, step, 2)),
+            6 => S::merge::<4>(shifted(last, 12), shifted(4 + last / 2, 8 + 2 * (last % 2) as i32)),
+            5 => {
+                let high = S::merge::<3>(shifted(2, 13), S::merge::<4>(shifted(3, 12), shifted(4, 11)));
+                S::merge::<1>(shifted(0, 15), S::merge::<2>(shifted(1, 14), high))
+            }
+            _ => S::merge::<1>(shifted(0, 15), S::merge::<2>(shifted(1, 14), shifted(2, 13))),
         }
     }
+}
+
+/// Where a half has the sign of a float of so many bits.
+const fn sign_bit(bits: usize) -> usize {
+    if bits == 7 { 15 } else { bits - 1 }
 }
 
 /// The same bits in both halves of a lane.
@@ -342,7 +370,7 @@ impl Codes for Portable {
         let value = |code: u32| {
             let known = if BITS > 6 { BITS - 1 } else { BITS };
             let value = table.values[(code & ((1 << known) - 1)) as usize] as u32;
-            let sign = if BITS > 6 { code >> (BITS - 1) & 1 } else { 0 };
+            let sign = if BITS > 6 { code >> sign_bit(BITS) & 1 } else { 0 };
             f32::from_bits(value << 16 | sign << 31)
         };
         (lanes!(|i| value(x[i])), lanes!(|i| value(x[i] >> 16)))
@@ -351,7 +379,7 @@ impl Codes for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Codes, Table, both};
+    use super::{Codes, Table, both, sign_bit};
     use crate::simd::{Avx2, Avx512, Avx512Bf16, Simd};
     use std::arch::x86_64::*;
 
@@ -368,7 +396,7 @@ mod x86 {
     unsafe fn float<const BITS: usize>(t: Arithmetic, x: __m256i) -> __m256 {
         unsafe {
             let magnitude = _mm256_and_si256(x, _mm256_set1_epi32((1 << (BITS - 1)) - 1));
-            let up = _mm_cvtsi32_si128(32 - BITS as i32);
+            let up = _mm_cvtsi32_si128(31 - sign_bit(BITS) as i32);
             let sign = _mm256_and_si256(_mm256_sll_epi32(x, up), _mm256_set1_epi32(i32::MIN));
             let mut bits = _mm256_or_si256(_mm256_sll_epi32(magnitude, t.shift), sign);
             if BITS == 8 {
@@ -452,7 +480,7 @@ mod x86 {
                     let upper = _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x40));
                     signed(_mm512_mask_blend_epi16(upper, low, high), _mm512_slli_epi32::<8>(x))
                 }
-                7 => signed(_mm512_permutex2var_epi16(t[0], x, t[1]), _mm512_slli_epi32::<9>(x)),
+                7 => signed(_mm512_permutex2var_epi16(t[0], x, t[1]), x),
                 6 => _mm512_permutex2var_epi16(t[0], x, t[1]),
                 _ => _mm512_permutexvar_epi16(x, t[0]),
             }

@@ -13,6 +13,8 @@ use half::bf16;
 
 /// The most rows.
 pub(super) const ROWS: usize = 8;
+/// Bytes from the codes that are multiplied to those that are fetched.
+const AHEAD: usize = 4096;
 /// The most rows of one pass over a panel.
 const TILE: usize = 4;
 
@@ -114,6 +116,10 @@ unsafe fn tile_on<S: Codes, C: Codec, P: Product, const R: usize>(w: &Packed, x:
             let mut acc = [[[zero; 2]; 2]; R];
             for _ in 0..chunks {
                 steps!(STEP => {
+                    // As many lines as the chunk has, of one to come.
+                    if STEP * 64 < 8 * S::LANES * C::BITS {
+                        S::prefetch(chunk.wrapping_add(AHEAD + STEP * 64));
+                    }
                     for v in 0..2 {
                         if P::STEP == 2 {
                             let pairs = C::pairs::<S>(table, chunk, v, STEP);

@@ -6,7 +6,7 @@
 //! they would be rounded, to the sums of each group.
 
 use super::*;
-use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Fp8, Int4, Int8, Small, Table, planes};
+use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Fp8, Int4, Int8, Small, Table, pieces};
 use crate::dispatch;
 use crate::gemm::{Blocks, Gemm, Grouped, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, Zeros, gemm, panel};
 use crate::simd::Element;
@@ -361,7 +361,7 @@ unsafe fn stored_chunk(s: &Shape, row: *const u8, chunk: usize, to: &mut [u8; CH
     }
 }
 
-/// The codes of a chunk, place by place, to its planes.
+/// The codes of a chunk, place by place, to its registers.
 fn pack_chunk(weight: &Weight, places: &[[u8; 32]; CHUNK], width: usize, to: &mut [u8]) {
     if weight.format == Format::Int8 {
         for (to, place) in to.chunks_exact_mut(width).zip(places) {
@@ -369,25 +369,20 @@ fn pack_chunk(weight: &Weight, places: &[[u8; 32]; CHUNK], width: usize, to: &mu
         }
         return;
     }
-    let (mut low, mut rest) = (0, to);
-    for &bits in planes(weight.bits()) {
-        let (plane, after) = std::mem::take(&mut rest).split_at_mut(4 * bits * width);
-        let steps = 16 / bits;
-        for (register, to) in plane.chunks_exact_mut(4 * width).enumerate() {
-            let mut lanes = [0u32; 32];
-            for i in 0..steps {
-                let step = register * steps + i;
-                for (half, place) in [(0, &places[2 * step]), (16, &places[2 * step + 1])] {
-                    for (lane, &code) in lanes.iter_mut().zip(place) {
-                        *lane |= (code as u32 >> low & ((1 << bits) - 1)) << (half + i * bits);
-                    }
+    let mut registers = [[0u32; 32]; 8];
+    for (step, pair) in places.chunks_exact(2).enumerate() {
+        for piece in pieces(weight.bits(), step) {
+            let lanes = &mut registers[piece.register];
+            for (half, place) in [0, 16].into_iter().zip(pair) {
+                for (lane, &code) in lanes.iter_mut().zip(place) {
+                    *lane |= (code as u32 >> piece.from & ((1 << piece.width) - 1)) << (half + piece.at);
                 }
             }
-            for (to, lane) in to.chunks_exact_mut(4).zip(lanes) {
-                to.copy_from_slice(&lane.to_le_bytes());
-            }
         }
-        low += bits;
-        rest = after;
+    }
+    for (to, lanes) in to.chunks_exact_mut(4 * width).zip(registers) {
+        for (to, lane) in to.chunks_exact_mut(4).zip(lanes) {
+            to.copy_from_slice(&lane.to_le_bytes());
+        }
     }
 }
