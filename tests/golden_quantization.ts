@@ -63,7 +63,7 @@ function quantizationOf(file: SafetensorsFile, name: string): WeightQuantization
   }
 }
 
-/** The names of the cases of a file. */
+/** The names of the cases of a file: what stands before the last dot. */
 function namesOf(file: SafetensorsFile): string[] {
   const names = [...file.tensors.keys()].filter((key) => key.includes(".")).map((key) => key.replace(/\.[^.]+$/, ""));
   return [...new Set(names)].sort();
@@ -97,7 +97,7 @@ function rounded(values: Float32Array, dtype: QuantizedCase["dtype"]): Float32Ar
 }
 
 /** Values of a tensor of any float type. */
-async function floats(t: Tensor, device: Device): Promise<Float32Array> {
+async function floats(t: Tensor, device: Device): Promise<Float32Array<ArrayBuffer>> {
   return await toArray<"f32">(t.dtype === "f32" ? t : t.cast("f32"), { device });
 }
 
@@ -110,6 +110,33 @@ function linear(x: Float32Array, weight: Float32Array, bias: Float32Array | unde
     for (let j = 0; j < k; j++) sum += x[row + j]! * weight[column + j]!;
     return sum;
   });
+}
+
+/** A tensor of the file as a leaf in a float type, and its values in f32; `undefined` where it is not there. */
+function inputOf(file: SafetensorsFile, key: string, { dtype, rate }: { dtype: QuantizedCase["dtype"]; rate: Rate }) {
+  const found = file.tensors.get(key);
+  if (!found) return undefined;
+  const bytes = readTensor(file, key);
+  const leaf = fromSource({ kind: "host", bytes }, { shape: found.shape, dtype: "f32", rate });
+  return { tensor: leaf.cast(dtype), values: rounded(new Float32Array(bytes.buffer), dtype) };
+}
+
+/**
+ * The golden `y_f32`: the layer of the weight that is not quantized.
+ *
+ * @param folder As for {@linkcode computeQuantizationCases}.
+ * @param options Where to compute.
+ * @returns The output; `undefined` where the goldens have none.
+ */
+export async function computeFloatOutput(
+  folder: string,
+  { device }: { device: Device },
+): Promise<Float32Array<ArrayBuffer> | undefined> {
+  const file = openSafetensors(`${folder}/cases.safetensors`);
+  if (!file.tensors.has("y_f32")) return undefined;
+  const input = (key: string, rate: Rate) => inputOf(file, key, { dtype: "f32", rate })?.tensor;
+  const weight = input("weight", RATE.constant)!;
+  return await floats(input("x", RATE.run)!.linear(weight, input("bias", RATE.constant)), device);
 }
 
 /**
@@ -125,7 +152,6 @@ export async function* computeQuantizationCases(
   { device }: { device: Device },
 ): AsyncGenerator<QuantizedCase | string> {
   const file = openSafetensors(`${folder}/cases.safetensors`);
-  const read = (key: string) => file.tensors.has(key) ? new Float32Array(readTensor(file, key).buffer) : undefined;
   const shape = file.tensors.get("weight")!.shape;
   const [n, k] = [shape[0]!, sizeOf(shape.slice(1))];
   for (const name of namesOf(file)) {
@@ -135,15 +161,8 @@ export async function* computeQuantizationCases(
       continue;
     }
     const dtype = (CASE.exec(name)![3] ?? "f32") as QuantizedCase["dtype"];
-    const input = (key: string, rate: Rate = RATE.constant) => {
-      const values = read(key);
-      const { shape } = file.tensors.get(key) ?? { shape: [] };
-      const bytes = values && new Uint8Array(values.buffer);
-      return bytes && fromSource({ kind: "host", bytes }, { shape, dtype: "f32", rate }).cast(dtype);
-    };
-    const weight = input("weight")!;
-    const quantized = QuantizedTensor.quantize(weight, { scheme: name, quantization, dtype });
-    const has = (part: QuantizationPart) => file.tensors.has(`${name}.${part}`);
+    const weight = inputOf(file, "weight", { dtype, rate: RATE.constant })!;
+    const quantized = QuantizedTensor.quantize(weight.tensor, { scheme: name, quantization, dtype });
     const [codes, scale, dequantized, zeroPoint] = await realize([
       quantized.codes,
       quantized.scale,
@@ -152,31 +171,30 @@ export async function* computeQuantizationCases(
     ], { device });
     const bytes = await toArray<"u8">(codes!, { device });
     const stored = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    const values = await floats(dequantized!, device);
+    const [scales, values] = [await floats(scale!, device), await floats(dequantized!, device)];
     const parts: ComputedPart[] = [];
     const add = (part: QuantizationPart, make: (dtype: SafetensorsDtype) => ArrayBufferView<ArrayBuffer>) => {
-      if (!has(part)) return;
       const key = `${name}.${part}`;
-      const { dtype, shape } = file.tensors.get(key)!;
-      parts.push({ key, part, dtype, shape, data: make(dtype) });
+      const golden = file.tensors.get(key);
+      if (golden) parts.push({ key, part, dtype: golden.dtype, shape: golden.shape, data: make(golden.dtype) });
     };
-    const asBytes = () => Uint8Array.from(weightBits(quantization) < 8 ? unpack(stored, quantization, [n, k]) : stored);
-    add("qdata", asBytes);
-    add("bits", asBytes);
-    const scales = await floats(scale!, device);
+    const unpacked = () =>
+      Uint8Array.from(weightBits(quantization) < 8 ? unpack(stored, quantization, [n, k]) : stored);
+    add("qdata", unpacked);
+    add("bits", unpacked);
     add("scale", (dtype) => elements(scales, dtype));
     const zeros = zeroPoint && await toArray<"i8">(zeroPoint, { device });
     add("zero_point", () => Int8Array.from(zeros ?? new Int8Array(scales.length)));
     add("dequant", (dtype) => elements(values, dtype));
-    const x = input("x", RATE.run);
+    const x = inputOf(file, "x", { dtype, rate: RATE.run });
     let reference: Float64Array | undefined;
-    if (x && has("y")) {
-      const [y] = await realize([x.linear(quantized.tensor, input("bias"), quantized.activation)], { device });
-      const outputs = await floats(y!, device);
+    if (x && file.tensors.has(`${name}.y`)) {
+      const bias = inputOf(file, "bias", { dtype, rate: RATE.constant });
+      const y = x.tensor.linear(quantized.tensor, bias?.tensor, quantized.activation);
+      const outputs = await floats(y, device);
       add("y", (dtype) => elements(outputs, dtype));
-      const bias = read("bias");
-      reference = linear(rounded(read("x")!, dtype), values, bias && rounded(bias, dtype), k);
+      reference = linear(x.values, values, bias?.values, k);
     }
-    yield { name, dtype, quantization, weight: rounded(read("weight")!, dtype), dequantized: values, reference, parts };
+    yield { name, dtype, quantization, weight: weight.values, dequantized: values, reference, parts };
   }
 }

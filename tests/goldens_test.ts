@@ -31,6 +31,7 @@ Deno.test("every golden of the fixtures is reproduced on every level, and dumped
         "flux-dev-mini",
         "flux-schnell-mini",
         "vae-mini",
+        "quantization",
         "random",
         "shapes-flux",
       ]
@@ -38,7 +39,7 @@ Deno.test("every golden of the fixtures is reproduced on every level, and dumped
       const expected = openSafetensors(`tests/fixtures/${folder}/cases.safetensors`);
       const dumped = openSafetensors(`${out}/${folder}/cases.safetensors`);
       for (const [key, { shape }] of expected.tensors) {
-        if (key.includes(".in.")) continue;
+        if (key.includes(".in.") || (folder === "quantization" && /^(weight|x|bias)$/.test(key))) continue;
         assert.deepEqual(dumped.tensors.get(key)?.shape, shape, `${folder}: ${key}`);
       }
     }
@@ -74,6 +75,48 @@ Deno.test("a golden that is not reproduced fails, one that cannot be read too, u
     assert.match(lines[3]!, /^FAILED +deep\/schedulers: .*cases.safetensors/);
     assert.match(lines[4]!, /^FAILED +deep\/tokenizers: 0 "a": differences 1$/);
     assert.equal(lines[5], "1 passed, 3 failed, 1 skipped");
+  });
+});
+
+Deno.test("a code that torchao would not store fails, unless the weight is in the middle of two; so does a scale", async () => {
+  await withFolder(async (folder) => {
+    await Deno.mkdir(`${folder}/quantization`);
+    // By a scale of 2 the weight 1 is half a step from 0 and from 2; 5 is so from 4 and 6, -255 the largest.
+    const weight = Float32Array.of(-255, 1, 5, 8);
+    const bytes = (view: ArrayBufferView<ArrayBuffer>) => new Uint8Array(view.buffer);
+    const write = (codes: number[], { scale = 2, zero = 0 } = {}) => {
+      const name = "int8wo.f32";
+      return writeSafetensors(`${folder}/quantization/cases.safetensors`, [
+        { name: "weight", dtype: "F32", shape: [1, 4], data: bytes(weight) },
+        { name: `${name}.qdata`, dtype: "I8", shape: [1, 4], data: bytes(Int8Array.from(codes)) },
+        { name: `${name}.scale`, dtype: "F32", shape: [1, 1], data: bytes(Float32Array.of(scale)) },
+        { name: `${name}.zero_point`, dtype: "I8", shape: [1, 1], data: bytes(Int8Array.of(zero)) },
+        {
+          name: `${name}.dequant`,
+          dtype: "F32",
+          shape: [1, 4],
+          data: bytes(Float32Array.from(codes, (c) => c * scale)),
+        },
+        { name: "int9wo.f32.qdata", dtype: "I8", shape: [1, 4], data: bytes(Int8Array.from(codes)) },
+      ]);
+    };
+    const failures = async () => {
+      const { lines } = await goldens(folder);
+      assert.ok(lines.some((line) => /^skipped .*int9wo\.f32/.test(line)));
+      return new Set(
+        lines.filter((l) => l.startsWith("FAILED")).map((l) => /: (\S+) \[/.exec(l)![1]!.split(".").at(-1)),
+      );
+    };
+    await write([-128, 0, 2, 4]);
+    assert.deepEqual(await failures(), new Set());
+    await write([-128, 0, 3, 4]);
+    assert.deepEqual(await failures(), new Set(["dequant"]));
+    await write([-128, 0, 2, 5]);
+    assert.deepEqual(await failures(), new Set(["qdata", "dequant"]));
+    await write([-128, 0, 1, 4]);
+    assert.deepEqual(await failures(), new Set(["qdata", "dequant"]));
+    await write([-128, 0, 2, 4], { scale: 2.000001, zero: 1 });
+    assert.deepEqual(await failures(), new Set(["scale", "zero_point"]));
   });
 });
 

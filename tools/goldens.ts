@@ -14,7 +14,7 @@ import { maxAbsDifference, psnr } from "../lib/media/metrics.ts";
 import { FluxPipeline } from "../lib/pipelines/flux.ts";
 import type { FluxOptions } from "../lib/pipelines/flux.ts";
 import { computeModelCases, type Manifest, manifestDifferences } from "../tests/golden_models.ts";
-import { computeQuantizationCases, type QuantizedCase } from "../tests/golden_quantization.ts";
+import { computeFloatOutput, computeQuantizationCases, type QuantizedCase } from "../tests/golden_quantization.ts";
 import { Tokenizer } from "../lib/pipelines/tokenizer.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../lib/schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../lib/schedulers/linspace.ts";
@@ -409,6 +409,11 @@ function outputBound({ dtype, quantization }: QuantizedCase): number {
 /** Weights quantized as torchao quantizes them, and outputs of layers of them. */
 async function* checkQuantization({ path }: Folder, { device, tensors }: Run): Outcomes {
   const file = openSafetensors(join(path, "cases.safetensors"));
+  const float = await computeFloatOutput(path, { device });
+  if (float) {
+    tensors.push({ key: "y_f32", dtype: "F32", shape: file.tensors.get("y_f32")!.shape, data: float });
+    yield { name: "y_f32", measure: "relative L2", error: relativeL2(float, valuesOf(file, "y_f32")) };
+  }
   for await (const found of computeQuantizationCases(path, { device })) {
     if (typeof found === "string") {
       yield { name: found, skipped: "a scheme that denoise does not have yet" };

@@ -278,9 +278,10 @@ fn codes_by_hand() {
     let zeros = quantized("by hand", &row(&[-4.0, 11.0, 0.0, 1.0]), (Format::Int4, 0, 0), 4, false, DType::F32);
     assert_eq!((zeros.scale.values(), zeros.zero.as_ref().unwrap().values()), (vec![1.0], vec![-4.0]));
     assert_eq!(zeros.values(), [-4.0, 11.0, 0.0, 1.0]);
-    // 1 / 7.5 in bf16, and its reciprocal: 0.99 of 7.5 rounds to 7.4375, as do its neighbours.
-    let half = quantized("by hand", &row(&[1.0, 0.99, -1.0, 0.5]), (Format::Int4, 0, 0), 4, true, DType::BF16);
+    // 1 / 7.5 in bf16, and by its reciprocal there, 7.46875.
+    let half = quantized("by hand", &row(&[1.0, 0.5, -1.0, 0.25]), (Format::Int4, 0, 0), 4, true, DType::BF16);
     assert_eq!(half.scale.values(), [0.133_789_062_5]);
+    assert_eq!(half.codes.values(), [0x47 as f64, 0x29 as f64]);
     let fp8 = quantized("by hand", &row(&[448.0, -448.0, 17.0, 0.0]), (Format::E4m3, 0, 0), 4, true, DType::F32);
     assert_eq!(fp8.codes.values(), [0x7e as f64, 0xfe as f64, 0x58 as f64, 0.0]);
     // A row of zeros has the scale 0 in torchao, and codes that are not NaN here.

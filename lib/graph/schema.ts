@@ -57,7 +57,7 @@ export type ReduceKind = keyof typeof REDUCE;
 /**
  * How a quantized weight is stored, by code. Codes stand row by row, (N, K):
  *
- * - `int8`: i8, symmetric, -127 to 127 (-128 may occur in files of others).
+ * - `int8`: i8, symmetric, -128 to 127: the largest magnitude is at 127.5.
  * - `int4`: u8 (N, K / 2), two's complement nibbles of -8 to 7, the lower nibble first.
  * - `e4m3`, `e5m2`: u8, OCP fp8 (e4m3fn: largest 448; e5m2: largest 57344).
  * - `fpx`: u8 (N, ceil(K * bits / 8)), small floats of `ebits` and `mbits` with a sign, no infinities or NaN; code k

@@ -8,8 +8,8 @@
 //!   that the reciprocal and the product are rounded to it too; max|w| / 7.5, or (max - min) / 15 with zero points, at
 //!   least the dtype's smallest normal number.
 //! - `e4m3`, `e5m2` (`Float8Tensor.from_hp`): `_choose_scale_float8` takes max|w| / 448 (57344) in the weight's dtype,
-//!   `_quantize_affine_float8` divides by it in f32. A row of zeros has the scale 0, and its 0 / 0 would store NaN:
-//!   here zero divided by any scale is zero.
+//!   `_quantize_affine_float8` divides by it in f32. A row of zeros has the scale 0, and its 0 / 0 stores NaN
+//!   there: here it is zero.
 //! - `fpx` (`_choose_qparams_affine_floatx`, `_quantize_affine_floatx`): max|w|, at least 1e-12, over the largest value
 //!   in f32, rounded to the weight's dtype; division in f32, nearest even, saturating.
 //!
@@ -20,7 +20,6 @@ use super::*;
 use crate::dispatch;
 use crate::ensure;
 use crate::quant::{Weight, e4m3, e5m2, small_float};
-use crate::rows::widen;
 use crate::schema::{DType, Format};
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, rows_per_task, store_step};
@@ -121,22 +120,47 @@ struct Reach {
     below: f32,
 }
 
-/// The scale for numbers of a reach, rounded to `dtype` after each operation.
-fn scale_of(weight: &Weight, symmetric: bool, dtype: DType, reach: Reach) -> f32 {
-    // Neither drops NaN, as `f32::max` would.
-    let larger = |a: f32, b: f32| if a < b || b.is_nan() { b } else { a };
-    let at_least = |x: f32, least: f32| if x < least { least } else { x };
-    let range = if symmetric { larger(reach.above, reach.below) } else { round_to(dtype, reach.above + reach.below) };
-    let over = |range: f32, divisor: f32| round_to(dtype, range / divisor);
-    match (weight.format, Small::of(weight)) {
-        (Format::Fpx, Some(small)) => over(at_least(range, 1e-12), small.largest),
-        (_, Some(small)) => over(range, small.largest),
-        (Format::Int4, _) => {
-            let smallest_normal = if dtype == DType::F16 { f16::MIN_POSITIVE.to_f32() } else { f32::MIN_POSITIVE };
-            at_least(over(range, if symmetric { 7.5 } else { 15.0 }), smallest_normal)
-        }
-        _ => at_least(over(range, 127.5), f32::EPSILON),
+/// How scales follow from reaches.
+#[derive(Clone, Copy)]
+struct Scaling {
+    symmetric: bool,
+    dtype: DType,
+    /// The least range.
+    range: f32,
+    /// What a range is divided by.
+    divisor: f32,
+    /// The least scale.
+    scale: f32,
+}
+
+impl Scaling {
+    fn of(w: &Weight, symmetric: bool, dtype: DType) -> Self {
+        let smallest_normal = if dtype == DType::F16 { f16::MIN_POSITIVE.to_f32() } else { f32::MIN_POSITIVE };
+        let (range, divisor, scale) = match (w.format, Small::of(w)) {
+            (Format::Fpx, Some(small)) => (1e-12, small.largest, 0.0),
+            (_, Some(small)) => (0.0, small.largest, 0.0),
+            (Format::Int4, _) => (0.0, if symmetric { 7.5 } else { 15.0 }, smallest_normal),
+            _ => (0.0, 127.5, f32::EPSILON),
+        };
+        Self { symmetric, dtype, range, divisor, scale }
     }
+
+    /// The scale for numbers of a reach, rounded to the dtype after each operation.
+    fn scale(&self, reach: Reach) -> f32 {
+        // None drops NaN, as `f32::max` would.
+        let at_least = |x: f32, least: f32| if x < least { least } else { x };
+        let range = if self.symmetric {
+            larger(reach.above, reach.below)
+        } else {
+            round_to(self.dtype, reach.above + reach.below)
+        };
+        at_least(round_to(self.dtype, at_least(range, self.range) / self.divisor), self.scale)
+    }
+}
+
+/// The larger number, or NaN where one is.
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 /// The zero point for numbers that reach so far below zero; 0 where that is NaN.
@@ -167,15 +191,14 @@ fn check_scale(args: &Args) -> Result<()> {
 }
 
 /// What `quantize_scale` is told, after its check.
-fn scale_params(args: &Args) -> Result<(Weight, bool, DType)> {
+fn scale_params(args: &Args) -> Result<(Weight, Scaling)> {
     let what = "quantize_scale";
     let w = weight_of(what, args.params[0], [args.params[1], args.params[2]], args.i32(3), args.view(0).dims[1])?;
-    Ok((w, args.i32(4) == 1, dtype_of(what, args.params[5])?))
+    Ok((w, Scaling::of(&w, args.i32(4) == 1, dtype_of(what, args.params[5])?)))
 }
 
 /// The reach of some columns of a row, plainly.
 fn reference_reach(weight: &View, row: usize, columns: std::ops::Range<usize>, dtype: DType, from: Reach) -> Reach {
-    let larger = |a: f32, b: f32| if b > a || b.is_nan() { b } else { a };
     columns.fold(from, |reach, column| {
         let x = round_to(dtype, unsafe { weight.get(weight.row_offset(row) + column) });
         Reach { above: larger(reach.above, x), below: larger(reach.below, -x) }
@@ -184,17 +207,17 @@ fn reference_reach(weight: &View, row: usize, columns: std::ops::Range<usize>, d
 
 fn reference_scale(args: &Args) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
-    let (w, symmetric, dtype) = scale_params(args)?;
+    let (w, scaling) = scale_params(args)?;
     let [n, k] = [weight.dims[0], weight.dims[1]];
     if args.i32(3) == 0 {
-        let all = (0..n).fold(Reach::default(), |reach, row| reference_reach(&weight, row, 0..k, dtype, reach));
-        unsafe { out.set(0, scale_of(&w, symmetric, dtype, all)) };
+        let whole = |reach, row| reference_reach(&weight, row, 0..k, scaling.dtype, reach);
+        unsafe { out.set(0, scaling.scale((0..n).fold(Reach::default(), whole))) };
         return Ok(());
     }
     for i in 0..out.len() {
         let (row, start) = (i / w.groups(k), i % w.groups(k) * w.group);
-        let reach = reference_reach(&weight, row, start..start + w.group, dtype, Reach::default());
-        unsafe { out.set(i, scale_of(&w, symmetric, dtype, reach)) };
+        let reach = reference_reach(&weight, row, start..start + w.group, scaling.dtype, Reach::default());
+        unsafe { out.set(i, scaling.scale(reach)) };
     }
     Ok(())
 }
@@ -208,115 +231,98 @@ fn each_row(cx: &Cx, rows: usize, width: usize, bytes: usize, body: &(dyn Fn(usi
     })
 }
 
-/// Bytes of a row of k floats in scratch memory.
-fn row_scratch(k: usize) -> usize {
-    4 * k.next_multiple_of(16)
-}
-
-/// Reads a row of a weight as f32, rounded to a dtype.
-unsafe fn load_row(cx: &Cx, weight: &View, row: usize, dtype: DType, to: *mut f32) {
-    let (at, k) = (weight.row_offset(row), weight.dims[1]);
-    unsafe {
-        match weight.dtype {
-            DType::F32 => load_row_as::<f32>(cx.level, weight.at(at), to, k),
-            DType::BF16 => load_row_as::<bf16>(cx.level, weight.at(at), to, k),
-            _ => load_row_as::<f16>(cx.level, weight.at(at), to, k),
-        }
-        if dtype != weight.dtype {
-            round_row(cx.level, dtype, to, k);
-        }
-    }
-}
-
-dispatch! {
-    fn load_row_as<E: Element>(x: *const E, to: *mut f32, n: usize) => widen
-}
-
-/// Rounds a row in scratch memory to a dtype in place; no element is written but the row's own.
-unsafe fn round_row(level: crate::level::Level, dtype: DType, row: *mut f32, n: usize) {
-    unsafe {
-        match dtype {
-            DType::BF16 => round_row_as::<bf16>(level, row, n),
-            DType::F16 => round_row_as::<f16>(level, row, n),
-            _ => {}
-        }
-    }
-}
-
-dispatch! {
-    fn round_row_as<E: Element>(row: *mut f32, n: usize) => round_row_at
-}
-
-#[inline(always)]
-unsafe fn round_row_at<S: Simd, E: Element>(row: *mut f32, n: usize) {
-    unsafe {
-        let mut lanes = [E::from(0.0); 16];
-        for i in (0..n).step_by(S::LANES) {
-            let count = (n - i).min(S::LANES);
-            E::store::<S>(lanes.as_mut_ptr(), S::load_n(row.add(i), count));
-            S::store_n(row.add(i), E::load::<S>(lanes.as_ptr()), count);
-        }
-    }
-}
-
-/// Loops over rows take this many elements at once, so that they are whole vectors on every level.
-const CHUNK: usize = 16;
-
-dispatch! {
-    fn reaches(row: *const f32, groups: usize, group: usize, to: *mut Reach) => reaches_at
-}
-
-/// The reach of each group of a row. The bits of floats are ordered as the floats are, with NaN above all.
-#[inline(always)]
-unsafe fn reaches_at<S: Simd>(row: *const f32, groups: usize, group: usize, to: *mut Reach) {
-    for index in 0..groups {
-        let part = unsafe { std::slice::from_raw_parts(row.add(index * group), group) };
-        let (mut above, mut below) = ([0i32; CHUNK], [0i32; CHUNK]);
-        let chunks = part.chunks_exact(CHUNK);
-        for (lane, x) in chunks.remainder().iter().enumerate() {
-            let bits = x.to_bits() as i32;
-            above[lane] = bits.max(0);
-            below[lane] = (bits ^ i32::MIN).max(0);
-        }
-        for chunk in chunks {
-            for lane in 0..CHUNK {
-                let bits = chunk[lane].to_bits() as i32;
-                above[lane] = above[lane].max(bits);
-                below[lane] = below[lane].max(bits ^ i32::MIN);
-            }
-        }
-        let largest = |lanes: [i32; CHUNK]| f32::from_bits(lanes.into_iter().fold(0, i32::max) as u32);
-        unsafe { to.add(index).write(Reach { above: largest(above), below: largest(below) }) };
-    }
-}
-
 fn run_scale(cx: &Cx, args: &Args) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
-    let (w, symmetric, dtype) = scale_params(args)?;
+    let (w, scaling) = scale_params(args)?;
     if args.i32(3) > 0 {
-        return each_reach(cx, &weight, &w, dtype, &|at, reach| unsafe {
-            *out.at::<f32>(at) = scale_of(&w, symmetric, dtype, reach);
+        return each_reach(cx, &weight, &w, scaling.dtype, &|at, reach| unsafe {
+            *out.at::<f32>(at) = scaling.scale(reach);
         });
     }
+    // The bits of floats of no sign are ordered as the floats are, with NaN above all.
     let [above, below] = [AtomicU32::new(0), AtomicU32::new(0)];
-    each_reach(cx, &weight, &w, dtype, &|_, reach| {
-        above.fetch_max(reach.above.to_bits(), Ordering::Relaxed);
-        below.fetch_max(reach.below.to_bits(), Ordering::Relaxed);
+    each_reach(cx, &weight, &w, scaling.dtype, &|_, reach| {
+        above.fetch_max(reach.above.to_bits() << 1 >> 1, Ordering::Relaxed);
+        below.fetch_max(reach.below.to_bits() << 1 >> 1, Ordering::Relaxed);
     })?;
     let [above, below] = [above, below].map(|bits| f32::from_bits(bits.into_inner()));
-    unsafe { out.set(0, scale_of(&w, symmetric, dtype, Reach { above, below })) };
+    unsafe { out.set(0, scaling.scale(Reach { above, below })) };
     Ok(())
 }
 
 /// Runs `body(index, reach)` for every group of a weight on all threads.
-fn each_reach(cx: &Cx, weight: &View, w: &Weight, dtype: DType, body: &(dyn Fn(usize, Reach) + Sync)) -> Result<()> {
+fn each_reach<F>(cx: &Cx, weight: &View, w: &Weight, dtype: DType, body: &F) -> Result<()>
+where
+    F: Fn(usize, Reach) + Sync,
+{
     let [n, k] = [weight.dims[0], weight.dims[1]];
-    let groups = w.groups(k);
-    each_row(cx, n, k, row_scratch(k) + groups * size_of::<Reach>(), &|row, memory| unsafe {
-        let (x, found) = (memory as *mut f32, memory.add(row_scratch(k)) as *mut Reach);
-        load_row(cx, weight, row, dtype, x);
-        reaches(cx.level, x, groups, w.group, found);
-        (0..groups).for_each(|group| body(row * groups + group, *found.add(group)));
+    let (groups, size) = (w.groups(k), w.group);
+    each_row(cx, n, k, groups * size_of::<Reach>(), &|row, memory| unsafe {
+        let (at, found) = (weight.row_offset(row), memory as *mut Reach);
+        match weight.dtype {
+            DType::F32 => reaches::<f32>(cx.level, weight.at(at), groups, size, found),
+            DType::BF16 => reaches::<bf16>(cx.level, weight.at(at), groups, size, found),
+            _ => reaches::<f16>(cx.level, weight.at(at), groups, size, found),
+        }
+        for group in 0..groups {
+            let Reach { above, below } = *found.add(group);
+            // Rounding keeps order: the reach of what is rounded is the reach rounded.
+            let reach = if dtype == weight.dtype {
+                Reach { above, below }
+            } else {
+                Reach { above: round_to(dtype, above), below: round_to(dtype, below) }
+            };
+            body(row * groups + group, reach);
+        }
+    })
+}
+
+dispatch! {
+    fn reaches<E: Element>(x: *const E, groups: usize, size: usize, to: *mut Reach) => reaches_at
+}
+
+/// The reach of each group of a row.
+#[inline(always)]
+unsafe fn reaches_at<S: Simd, E: Element>(x: *const E, groups: usize, size: usize, to: *mut Reach) {
+    unsafe {
+        let zero = S::splat(0.0);
+        let mut none = zero;
+        for group in 0..groups {
+            let x = x.add(group * size);
+            let (mut highest, mut lowest) = ([zero; 2], [zero; 2]);
+            let mut take = |v: S::V, lane: usize| {
+                // Of a number and NaN the second one is taken, so that NaN shows in `none` alone.
+                highest[lane] = S::max(v, highest[lane]);
+                lowest[lane] = S::min(v, lowest[lane]);
+                none = S::fma(v, zero, none);
+            };
+            let mut i = 0;
+            while i + 2 * S::LANES <= size {
+                take(E::load::<S>(x.add(i)), 0);
+                take(E::load::<S>(x.add(i + S::LANES)), 1);
+                i += 2 * S::LANES;
+            }
+            while i < size {
+                take(load_step::<S, E>(x.add(i), 1, (size - i).min(S::LANES)), 0);
+                i += S::LANES;
+            }
+            let above = S::max_lane(S::max(highest[0], highest[1]));
+            let below = S::max_lane(S::sub(zero, S::min(lowest[0], lowest[1])));
+            to.add(group).write(Reach { above, below });
+        }
+        // Infinity times zero is NaN as well.
+        if S::sum(none) != 0.0 {
+            (0..groups).for_each(|group| to.add(group).write(reach_of(x.add(group * size), size)));
+        }
+    }
+}
+
+/// The reach of n numbers, of which some may be NaN.
+#[cold]
+unsafe fn reach_of<E: Element>(x: *const E, n: usize) -> Reach {
+    (0..n).fold(Reach::default(), |reach, i| {
+        let x = unsafe { *x.add(i) }.get();
+        Reach { above: larger(reach.above, x), below: larger(reach.below, -x) }
     })
 }
 
@@ -384,7 +390,7 @@ fn quantize_params(args: &Args) -> Result<(Weight, DType)> {
 /// The code of a number by a scale and a zero point, plainly; NaN becomes the lowest integer.
 fn reference_code(w: &Weight, dtype: DType, x: f32, scale: f32, zero: i32) -> u8 {
     if let Some(small) = Small::of(w) {
-        return reference_small(&small, if x == 0.0 { x } else { x / scale });
+        return reference_small(&small, if x == 0.0 && scale == 0.0 { x } else { x / scale });
     }
     let (low, high) = bounds(w);
     let product = product_dtype(w, dtype);
@@ -456,36 +462,83 @@ fn reference_quantize(args: &Args) -> Result<()> {
 }
 
 fn run_quantize(cx: &Cx, args: &Args) -> Result<()> {
+    match args.view(0).dtype {
+        DType::F32 => quantize::<f32>(cx, args),
+        DType::BF16 => quantize::<bf16>(cx, args),
+        _ => quantize::<f16>(cx, args),
+    }
+}
+
+fn quantize<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let (weight, scale, zero, out) = (args.view(0), args.view(1), args.optional(2), args.out());
     let (w, dtype) = quantize_params(args)?;
     let [n, k] = [weight.dims[0], weight.dims[1]];
-    let (groups, bytes) = (w.groups(k), w.row_bytes(k));
-    let (product, small) = (product_dtype(&w, dtype), Small::of(&w));
-    // A row of floats, its codes, and which of each four are kept.
+    let (count, bytes) = (w.groups(k), w.row_bytes(k));
+    // The numbers of a row, its codes, and which of each four are kept.
     each_row(cx, n, k, row_scratch(k) + k + k / 4, &|row, memory| unsafe {
-        let (x, codes) = (memory as *mut f32, memory.add(row_scratch(k)));
-        let masks = codes.add(k);
-        load_row(cx, &weight, row, dtype, x);
+        let (x, codes, to) = (memory as *mut f32, memory.add(row_scratch(k)), out.at::<u8>(row * bytes));
+        let groups = Groups { count, size: w.group, scales: scale.at(row * count) };
+        let zeros = zero.map(|zero| zero.at::<i8>(row * count) as *const i8);
+        load_row::<E>(
+            cx.level,
+            weight.at(weight.row_offset(row)),
+            x,
+            k,
+            if dtype == weight.dtype { DType::F32 } else { dtype },
+        );
         if w.format == Format::SparseInt8 {
-            kept(cx.level, x, masks, k / 4);
+            kept(cx.level, x, codes.add(k), k / 4);
         }
-        let groups = Groups { count: groups, size: w.group, scales: scale.at(row * groups) };
-        match small {
+        match Small::of(&w) {
             Some(small) => small_codes(cx.level, x, codes, groups, small),
-            None => {
-                multiply(cx.level, x, groups, product);
-                round_row(cx.level, product, x, k);
-                let zeros = zero.map(|zero| zero.at::<i8>(row * groups.count) as *const i8);
-                integer_codes(cx.level, x, codes, groups, zeros, bounds(&w));
-            }
+            None => integer_codes(cx.level, x, codes, groups, zeros, bounds(&w), product_dtype(&w, dtype)),
         }
-        let to = out.at::<u8>(row * bytes);
         match w.format {
-            Format::SparseInt8 => pack_sparse(codes, masks, to, k),
-            _ if w.bits() == 8 => std::ptr::copy_nonoverlapping(codes, to, bytes),
+            Format::SparseInt8 => pack_sparse(codes, codes.add(k), to, k),
+            _ if w.bits() == 8 => std::ptr::copy_nonoverlapping(codes, to, k),
             _ => pack_bits(cx.level, codes, to, k, w.bits()),
         }
     })
+}
+
+/// Bytes of a row of k floats in scratch memory.
+fn row_scratch(k: usize) -> usize {
+    4 * k.next_multiple_of(16)
+}
+
+dispatch! {
+    fn load_row<E: Element>(x: *const E, to: *mut f32, n: usize, dtype: DType) => load_row_at
+}
+
+/// Widens a row, rounded to a dtype.
+#[inline(always)]
+unsafe fn load_row_at<S: Simd, E: Element>(x: *const E, to: *mut f32, n: usize, dtype: DType) {
+    unsafe {
+        for i in (0..n).step_by(S::LANES) {
+            let count = (n - i).min(S::LANES);
+            store_step::<S, f32>(to.add(i), round::<S>(load_step::<S, E>(x.add(i), 1, count), dtype), 1, count);
+        }
+    }
+}
+
+/// A vector rounded to a dtype.
+#[inline(always)]
+unsafe fn round<S: Simd>(v: S::V, dtype: DType) -> S::V {
+    unsafe {
+        match dtype {
+            DType::BF16 => {
+                let mut lanes = [bf16::ZERO; 16];
+                S::store_bf16(lanes.as_mut_ptr(), v);
+                S::load_bf16(lanes.as_ptr())
+            }
+            DType::F16 => {
+                let mut lanes = [f16::ZERO; 16];
+                S::store_f16(lanes.as_mut_ptr(), v);
+                S::load_f16(lanes.as_ptr())
+            }
+            _ => v,
+        }
+    }
 }
 
 /// The groups of a row, and their scales.
@@ -497,84 +550,78 @@ struct Groups {
 }
 
 impl Groups {
-    /// Calls `body(first, scale, group)` for each.
+    /// Columns of the row.
     #[inline(always)]
-    unsafe fn each(&self, mut body: impl FnMut(usize, f32, usize)) {
+    fn columns(&self) -> usize {
+        self.count * self.size
+    }
+
+    /// Calls `body(index, scale, columns)` for each.
+    #[inline(always)]
+    unsafe fn each(&self, mut body: impl FnMut(usize, f32, std::ops::Range<usize>)) {
         for group in 0..self.count {
-            body(group * self.size, unsafe { *self.scales.add(group) }, group);
+            let first = group * self.size;
+            body(group, unsafe { *self.scales.add(group) }, first..first + self.size);
         }
     }
 }
 
-/// The first `size` elements at two places, in chunks of `CHUNK`, and the rest one by one.
+/// Two rows of n elements.
 #[inline(always)]
-unsafe fn each_pair<A, B>(from: *const A, to: *mut B, size: usize, mut f: impl FnMut(&A, &mut B)) {
-    let (from, to) = unsafe { (std::slice::from_raw_parts(from, size), std::slice::from_raw_parts_mut(to, size)) };
-    let (from, to) = (from.chunks(CHUNK), to.chunks_mut(CHUNK));
-    for (from, to) in from.zip(to) {
-        match (<&[A; CHUNK]>::try_from(from), <&mut [B; CHUNK]>::try_from(&mut *to)) {
-            (Ok(from), Ok(to)) => from.iter().zip(to).for_each(|(a, b)| f(a, b)),
-            _ => from.iter().zip(to).for_each(|(a, b)| f(a, b)),
-        }
-    }
-}
-
-dispatch! {
-    fn multiply(row: *mut f32, groups: Groups, product: DType) => multiply_at
-}
-
-/// Multiplies numbers by the reciprocal of their scale.
-#[inline(always)]
-unsafe fn multiply_at<S: Simd>(row: *mut f32, groups: Groups, product: DType) {
-    unsafe {
-        groups.each(|first, scale, _| {
-            let factor = S::splat(round_to(product, 1.0 / scale));
-            for i in (0..groups.size).step_by(S::LANES) {
-                let (at, count) = (row.add(first + i), (groups.size - i).min(S::LANES));
-                store_step::<S, f32>(at, S::mul(load_step::<S, f32>(at, 1, count), factor), 1, count);
-            }
-        });
-    }
+unsafe fn pair<'a, A: 'a, B: 'a>(from: *const A, to: *mut B, n: usize) -> impl Iterator<Item = (&'a A, &'a mut B)> {
+    unsafe { std::slice::from_raw_parts(from, n).iter().zip(std::slice::from_raw_parts_mut(to, n)) }
 }
 
 dispatch! {
     fn integer_codes(
-        row: *const f32, codes: *mut u8, groups: Groups, zeros: Option<*const i8>, bounds: (i32, i32),
+        x: *mut f32,
+        codes: *mut u8,
+        groups: Groups,
+        zeros: Option<*const i8>,
+        bounds: (i32, i32),
+        product: DType,
     ) => integer_codes_at
 }
 
-/// Rounds numbers to integers, adds the zero point and keeps them within bounds.
+/// Multiplies numbers by the reciprocal of their scale, rounds to integers, adds the zero point and keeps within bounds;
+/// x is used up.
 #[inline(always)]
 unsafe fn integer_codes_at<S: Simd>(
-    row: *const f32,
+    x: *mut f32,
     codes: *mut u8,
     groups: Groups,
     zeros: Option<*const i8>,
     (low, high): (i32, i32),
+    product: DType,
 ) {
-    // Adding 1.5 * 2^23 leaves no room for a fraction: the integer stands in the lowest bits.
+    // In a float about 1.5 * 2^23 the integer stands in the lowest bits, of which those of the constant are zeros.
     const MAGIC: f32 = 12_582_912.0;
-    // Beyond what any zero point brings back within bounds.
-    const FAR: f32 = 1024.0;
     unsafe {
-        groups.each(|first, _, group| {
-            let zero = zeros.map_or(0, |zeros| *zeros.add(group) as i32) - MAGIC.to_bits() as i32;
-            each_pair(row.add(first), codes.add(first), groups.size, |&x, code| {
-                let x = if x > -FAR { x } else { -FAR };
-                let x = if x < FAR { x } else { FAR };
-                *code = ((x + MAGIC).to_bits() as i32 + zero).max(low).min(high) as u8;
-            });
+        groups.each(|group, scale, columns| {
+            let factor = S::splat(round_to(product, 1.0 / scale));
+            let zero = zeros.map_or(0, |zeros| *zeros.add(group) as i32);
+            // Bounds are integers, so that it is the same to keep within them before rounding.
+            let [low, high] = [low, high].map(|bound| S::splat((bound - zero) as f32));
+            let magic = S::splat(MAGIC + zero as f32);
+            for i in columns.clone().step_by(S::LANES) {
+                let count = (columns.end - i).min(S::LANES);
+                let v = round::<S>(S::mul(load_step::<S, f32>(x.add(i), 1, count), factor), product);
+                // Of NaN and a bound the bound is taken.
+                let v = S::round(S::min(S::max(v, low), high));
+                store_step::<S, f32>(x.add(i), S::add(v, magic), 1, count);
+            }
         });
+        pair(x, codes, groups.columns()).for_each(|(x, code)| *code = x.to_bits() as u8);
     }
 }
 
 dispatch! {
-    fn small_codes(row: *const f32, codes: *mut u8, groups: Groups, small: Small) => small_codes_at
+    fn small_codes(x: *mut f32, codes: *mut u8, groups: Groups, small: Small) => small_codes_at
 }
 
-/// Divides numbers by their scale and rounds them to small floats.
+/// Divides numbers by their scale and rounds them to small floats; x is used up.
 #[inline(always)]
-unsafe fn small_codes_at<S: Simd>(row: *const f32, codes: *mut u8, groups: Groups, small: Small) {
+unsafe fn small_codes_at<S: Simd>(x: *mut f32, codes: *mut u8, groups: Groups, small: Small) {
     let drop = 23 - small.mbits;
     let half = (1u32 << (drop - 1)) - 1;
     let rebias = ((127 - small.bias()) as u32) << small.mbits;
@@ -584,40 +631,63 @@ unsafe fn small_codes_at<S: Simd>(row: *const f32, codes: *mut u8, groups: Group
     let magic = power(1 - small.bias() - small.mbits as i32 + 23);
     let nan = if small.nan { 0x7f } else { (1u32 << (small.ebits + small.mbits)) - 1 };
     unsafe {
-        groups.each(|first, scale, _| {
-            each_pair(row.add(first), codes.add(first), groups.size, |&x, code| {
-                let x = if x == 0.0 { x } else { x / scale };
-                let sign = (x.to_bits() >> 31) << (small.ebits + small.mbits);
-                let magnitude = if x.abs() < small.largest { x.abs() } else { small.largest };
-                let subnormal = (magnitude + magic).to_bits().wrapping_sub(magic.to_bits());
-                let bits = magnitude.to_bits();
-                let normal = ((bits + half + ((bits >> drop) & 1)) >> drop).wrapping_sub(rebias);
-                let rounded = if magnitude < least_normal { subnormal } else { normal };
-                *code = (sign | if x.is_nan() { nan } else { rounded }) as u8;
-            });
+        groups.each(|_, scale, columns| {
+            if scale == 0.0 {
+                columns.for_each(|i| *x.add(i) = if *x.add(i) == 0.0 { *x.add(i) } else { *x.add(i) / scale });
+                return;
+            }
+            let divisor = S::splat(scale);
+            for i in columns.clone().step_by(S::LANES) {
+                let count = (columns.end - i).min(S::LANES);
+                store_step::<S, f32>(x.add(i), S::div(load_step::<S, f32>(x.add(i), 1, count), divisor), 1, count);
+            }
+        });
+        pair(x, codes, groups.columns()).for_each(|(&x, code)| {
+            let sign = (x.to_bits() >> 31) << (small.ebits + small.mbits);
+            let magnitude = if x.abs() < small.largest { x.abs() } else { small.largest };
+            let subnormal = (magnitude + magic).to_bits().wrapping_sub(magic.to_bits());
+            let bits = magnitude.to_bits();
+            let normal = ((bits + half + ((bits >> drop) & 1)) >> drop).wrapping_sub(rebias);
+            let rounded = if magnitude < least_normal { subnormal } else { normal };
+            *code = (sign | if x.is_nan() { nan } else { rounded }) as u8;
         });
     }
 }
 
 dispatch! {
-    fn kept(row: *const f32, masks: *mut u8, fours: usize) => kept_at
+    fn kept(x: *const f32, masks: *mut u8, fours: usize) => kept_at
 }
 
 /// Which two of each four numbers are kept, as bits: the largest magnitudes, and of equals the earlier ones.
 #[inline(always)]
-unsafe fn kept_at<S: Simd>(row: *const f32, masks: *mut u8, fours: usize) {
-    unsafe {
-        each_pair(row as *const [f32; 4], masks, fours, |x, mask| {
-            let [a, b, c, d] = x.map(|x| (x.to_bits() & i32::MAX as u32) as i32);
-            let [ab, ac, ad, bc, bd, cd] = [a >= b, a >= c, a >= d, b >= c, b >= d, c >= d].map(|over| over as u8);
+#[allow(clippy::extra_unused_type_parameters, reason = "the level alone makes vectors of the loops")]
+unsafe fn kept_at<S: Simd>(x: *const f32, masks: *mut u8, fours: usize) {
+    /// Fours whose first, second, third and fourth numbers are set apart to be compared by vectors.
+    const BLOCK: usize = 64;
+    let mut apart = [[0i32; BLOCK]; 4];
+    for first in (0..fours).step_by(BLOCK) {
+        let (x, masks) = unsafe {
+            let count = (fours - first).min(BLOCK);
+            let x = std::slice::from_raw_parts((x as *const [f32; 4]).add(first), count);
+            (x, std::slice::from_raw_parts_mut(masks.add(first), count))
+        };
+        for (i, x) in x.iter().enumerate() {
+            for place in 0..4 {
+                apart[place][i] = (x[place].to_bits() & i32::MAX as u32) as i32;
+            }
+        }
+        let [a, b, c, d] = &apart;
+        for (i, mask) in masks.iter_mut().enumerate() {
+            let over = |x: &[i32; BLOCK], y: &[i32; BLOCK]| (x[i] >= y[i]) as i32;
+            let [ab, ac, ad, bc, bd, cd] = [over(a, b), over(a, c), over(a, d), over(b, c), over(b, d), over(c, d)];
             // A number is kept that is above two of the others.
             let wins = [ab + ac + ad, 1 - ab + bc + bd, 2 - ac - bc + cd, 3 - ad - bd - cd];
-            *mask = wins.into_iter().enumerate().fold(0, |mask, (i, wins)| mask | (wins >> 1) << i);
-        });
+            *mask = (wins[0] >> 1 | wins[1] & 2 | (wins[2] & 2) << 1 | (wins[3] & 2) << 2) as u8;
+        }
     }
 }
 
-/// The places of the bits of a mask of two: the lower one in two bits, then the higher one.
+/// The places of the two bits of a mask of four: the lower one in two bits, then the higher one.
 const PLACES: [u8; 16] = {
     let mut places = [0; 16];
     let mut low = 0;
@@ -636,13 +706,15 @@ const PLACES: [u8; 16] = {
 unsafe fn pack_sparse(codes: *const u8, masks: *const u8, to: *mut u8, k: usize) {
     unsafe {
         for pair in 0..k / 8 {
-            let [first, second] = [0, 1].map(|i| PLACES[(*masks.add(2 * pair + i) & 15) as usize]);
-            for (i, places) in [first, second].into_iter().enumerate() {
-                let (group, to) = (codes.add(8 * pair + 4 * i), to.add(4 * pair + 2 * i));
-                *to = *group.add((places & 3) as usize);
-                *to.add(1) = *group.add((places >> 2) as usize);
+            let mut both = 0;
+            for group in 2 * pair..2 * pair + 2 {
+                let places = PLACES[(*masks.add(group) & 15) as usize];
+                let four = u32::from_le_bytes((codes as *const [u8; 4]).add(group).read());
+                *to.add(2 * group) = (four >> (8 * (places & 3))) as u8;
+                *to.add(2 * group + 1) = (four >> (8 * (places >> 2))) as u8;
+                both |= places << (4 * (group % 2));
             }
-            *to.add(k / 2 + pair) = first | second << 4;
+            *to.add(k / 2 + pair) = both;
         }
     }
 }
@@ -653,42 +725,57 @@ dispatch! {
 
 /// Packs codes of fewer than 8 bits one after another.
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters, reason = "the level alone makes vectors of the loops")]
 unsafe fn pack_bits_at<S: Simd>(codes: *const u8, to: *mut u8, n: usize, bits: usize) {
     unsafe {
-        let whole = n / 8;
-        let mask = 0x0101_0101_0101_0101 * ((1u64 << bits) - 1);
-        for i in 0..whole {
-            let packed = squeeze((codes as *const u64).add(i).read_unaligned() & mask, bits);
-            std::ptr::copy_nonoverlapping(packed.to_le_bytes().as_ptr(), to.add(i * bits), bits);
+        match bits {
+            3 => pack::<3>(codes, to, n),
+            4 => pack::<4>(codes, to, n),
+            5 => pack::<5>(codes, to, n),
+            6 => pack::<6>(codes, to, n),
+            _ => pack::<7>(codes, to, n),
         }
-        let mut last = [0u8; 8];
-        std::ptr::copy_nonoverlapping(codes.add(8 * whole), last.as_mut_ptr(), n % 8);
-        let packed = squeeze(u64::from_le_bytes(last) & mask, bits);
-        std::ptr::copy_nonoverlapping(packed.to_le_bytes().as_ptr(), to.add(whole * bits), (n % 8 * bits).div_ceil(8));
     }
 }
 
-/// Eight codes in the bytes of a word to adjacent bits: pairs, then fours, then all.
+/// `pack_bits` of a size that the compiler knows.
 #[inline(always)]
-fn squeeze(codes: u64, bits: usize) -> u64 {
-    const PAIRS: u64 = 0x00ff_00ff_00ff_00ff;
-    const FOURS: u64 = 0x0000_ffff_0000_ffff;
-    const ALL: u64 = 0x0000_0000_ffff_ffff;
-    let x = (codes & PAIRS) | ((codes >> 8) & PAIRS) << bits;
-    let x = (x & FOURS) | ((x >> 16) & FOURS) << (2 * bits);
-    (x & ALL) | (x >> 32) << (4 * bits)
+unsafe fn pack<const BITS: usize>(codes: *const u8, to: *mut u8, n: usize) {
+    unsafe {
+        let whole = n / 8;
+        for i in 0..whole {
+            let packed = squeeze((codes as *const [u8; 8]).add(i).read(), BITS);
+            (to as *mut [u8; BITS]).add(i).write(*(packed.as_ptr() as *const [u8; BITS]));
+        }
+        let mut last = [0u8; 8];
+        std::ptr::copy_nonoverlapping(codes.add(8 * whole), last.as_mut_ptr(), n % 8);
+        let packed = squeeze(last, BITS);
+        std::ptr::copy_nonoverlapping(packed.as_ptr(), to.add(whole * BITS), (n % 8 * BITS).div_ceil(8));
+    }
+}
+
+/// The low bits of eight codes, next to each other: pairs, then fours, then all.
+#[inline(always)]
+fn squeeze(codes: [u8; 8], bits: usize) -> [u8; 8] {
+    let x = u64::from_le_bytes(codes) & repeat(8, bits);
+    let x = x & repeat(16, bits) | (x >> 8 & repeat(16, bits)) << bits;
+    let x = x & repeat(32, 2 * bits) | (x >> 16 & repeat(32, 2 * bits)) << (2 * bits);
+    (x & repeat(64, 4 * bits) | x >> 32 << (4 * bits)).to_le_bytes()
 }
 
 /// The inverse of `squeeze`.
 #[inline(always)]
-fn spread(packed: u64, bits: usize) -> u64 {
-    let low = |width: usize| (1u64 << width) - 1;
-    let repeat = |lanes: u64, width: usize| lanes * low(width);
-    let x = (packed & low(4 * bits)) | ((packed >> (4 * bits)) & low(4 * bits)) << 32;
-    let fours = repeat(0x0000_0001_0000_0001, 2 * bits);
-    let x = (x & fours) | ((x >> (2 * bits)) & fours) << 16;
-    let pairs = repeat(0x0001_0001_0001_0001, bits);
-    (x & pairs) | ((x >> bits) & pairs) << 8
+fn spread(packed: [u8; 8], bits: usize) -> [u8; 8] {
+    let x = u64::from_le_bytes(packed);
+    let x = x & repeat(64, 4 * bits) | (x >> (4 * bits) & repeat(64, 4 * bits)) << 32;
+    let x = x & repeat(32, 2 * bits) | (x >> (2 * bits) & repeat(32, 2 * bits)) << 16;
+    (x & repeat(16, bits) | (x >> bits & repeat(16, bits)) << 8).to_le_bytes()
+}
+
+/// The lowest bits of each part of a word.
+#[inline(always)]
+const fn repeat(part: usize, bits: usize) -> u64 {
+    u64::MAX / (u64::MAX >> (64 - part)) * ((1 << bits) - 1)
 }
 
 // Back to floats.
@@ -746,9 +833,9 @@ fn run_dequantize(cx: &Cx, args: &Args) -> Result<()> {
 fn dequantize<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let (codes, scale, zero, out) = (args.view(0), args.view(1), args.optional(2), args.out());
     let (w, [n, k]) = dequantize_params(args)?;
-    let groups = w.groups(k);
+    let count = w.groups(k);
     let table = table(&w);
-    // A row of floats, and of codes of a byte each.
+    // The values of a row, and a byte for each of its codes.
     each_row(cx, n, k, row_scratch(k) + k, &|row, memory| unsafe {
         let (x, bytes) = (memory as *mut f32, memory.add(row_scratch(k)));
         let from = codes.at::<u8>(codes.row_offset(row)) as *const u8;
@@ -757,9 +844,9 @@ fn dequantize<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
             _ if w.bits() == 8 => std::ptr::copy_nonoverlapping(from, bytes, k),
             _ => unpack_bits(cx.level, from, bytes, k, w.bits()),
         }
-        (0..k).for_each(|i| *x.add(i) = table[*bytes.add(i) as usize]);
-        let groups = Groups { count: groups, size: w.group, scales: scale.at(row * groups) };
-        let zeros = zero.map(|zero| zero.at::<i8>(row * groups.count) as *const i8);
+        let groups = Groups { count, size: w.group, scales: scale.at(row * count) };
+        let zeros = zero.map(|zero| zero.at::<i8>(row * count) as *const i8);
+        pair(bytes, x, k).for_each(|(&code, x)| *x = table[code as usize]);
         dequantize_row::<E>(cx.level, x, groups, zeros, out.at(row * k));
     })
 }
@@ -777,24 +864,20 @@ fn table(w: &Weight) -> [f32; 256] {
 
 dispatch! {
     fn dequantize_row<E: Element>(
-        row: *const f32, groups: Groups, zeros: Option<*const i8>, out: *mut E,
+        x: *const f32, groups: Groups, zeros: Option<*const i8>, out: *mut E,
     ) => dequantize_row_at
 }
 
+/// Values of codes, less the zero point, times the scale.
 #[inline(always)]
-unsafe fn dequantize_row_at<S: Simd, E: Element>(
-    row: *const f32,
-    groups: Groups,
-    zeros: Option<*const i8>,
-    out: *mut E,
-) {
+unsafe fn dequantize_row_at<S: Simd, E: Element>(x: *const f32, groups: Groups, zeros: Option<*const i8>, out: *mut E) {
     unsafe {
-        groups.each(|first, scale, group| {
+        groups.each(|group, scale, columns| {
             let (zero, scale) = (S::splat(zeros.map_or(0.0, |zeros| *zeros.add(group) as f32)), S::splat(scale));
-            for i in (first..first + groups.size).step_by(S::LANES) {
-                let count = (first + groups.size - i).min(S::LANES);
-                let x = S::mul(S::sub(load_step::<S, f32>(row.add(i), 1, count), zero), scale);
-                store_step::<S, E>(out.add(i), x, 1, count);
+            for i in columns.clone().step_by(S::LANES) {
+                let count = (columns.end - i).min(S::LANES);
+                let v = S::mul(S::sub(load_step::<S, f32>(x.add(i), 1, count), zero), scale);
+                store_step::<S, E>(out.add(i), v, 1, count);
             }
         });
     }
@@ -806,15 +889,36 @@ dispatch! {
 
 /// The inverse of `pack_bits`.
 #[inline(always)]
+#[allow(clippy::extra_unused_type_parameters, reason = "the level alone makes vectors of the loops")]
 unsafe fn unpack_bits_at<S: Simd>(from: *const u8, codes: *mut u8, n: usize, bits: usize) {
     unsafe {
-        for first in (0..n).step_by(8) {
+        match bits {
+            3 => unpack::<3>(from, codes, n),
+            4 => unpack::<4>(from, codes, n),
+            5 => unpack::<5>(from, codes, n),
+            6 => unpack::<6>(from, codes, n),
+            _ => unpack::<7>(from, codes, n),
+        }
+    }
+}
+
+/// `unpack_bits` of a size that the compiler knows.
+#[inline(always)]
+unsafe fn unpack<const BITS: usize>(from: *const u8, codes: *mut u8, n: usize) {
+    unsafe {
+        // Whole words as far as the row reaches, the rest byte by byte.
+        let bytes = (n * BITS).div_ceil(8);
+        let words = (bytes.saturating_sub(8 - BITS) / BITS).min(n / 8);
+        for i in 0..words {
+            let packed = (from.add(i * BITS) as *const [u8; 8]).read();
+            (codes as *mut [u8; 8]).add(i).write(spread(packed, BITS));
+        }
+        for first in (8 * words..n).step_by(8) {
             let count = (n - first).min(8);
             let mut packed = [0u8; 8];
-            let from = from.add(first / 8 * bits);
-            std::ptr::copy_nonoverlapping(from, packed.as_mut_ptr(), (count * bits).div_ceil(8));
-            let spread = spread(u64::from_le_bytes(packed), bits).to_le_bytes();
-            std::ptr::copy_nonoverlapping(spread.as_ptr(), codes.add(first), count);
+            let from = from.add(first / 8 * BITS);
+            std::ptr::copy_nonoverlapping(from, packed.as_mut_ptr(), (count * BITS).div_ceil(8));
+            std::ptr::copy_nonoverlapping(spread(packed, BITS).as_ptr(), codes.add(first), count);
         }
     }
 }
@@ -873,27 +977,40 @@ fn run_prune(cx: &Cx, args: &Args) -> Result<()> {
 fn prune<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
     let [n, k] = [weight.dims[0], weight.dims[1]];
+    // The numbers of a row, and which of each four are kept.
     each_row(cx, n, k, row_scratch(k) + k / 4, &|row, memory| unsafe {
         let (x, masks) = (memory as *mut f32, memory.add(row_scratch(k)));
-        load_row(cx, &weight, row, weight.dtype, x);
+        load_row::<E>(cx.level, weight.at(weight.row_offset(row)), x, k, DType::F32);
         kept(cx.level, x, masks, k / 4);
         prune_row::<E>(cx.level, x, masks, out.at(row * k), k);
     })
 }
 
+/// For each mask of four, all bits of what is kept.
+const KEPT: [[u32; 4]; 16] = {
+    let mut kept = [[0; 4]; 16];
+    let mut i = 0;
+    while i < 64 {
+        kept[i / 4][i % 4] = if ((i / 4) >> (i % 4)) & 1 == 1 { u32::MAX } else { 0 };
+        i += 1;
+    }
+    kept
+};
+
 dispatch! {
-    fn prune_row<E: Element>(row: *mut f32, masks: *const u8, out: *mut E, n: usize) => prune_row_at
+    fn prune_row<E: Element>(x: *mut f32, masks: *const u8, out: *mut E, n: usize) => prune_row_at
 }
 
 #[inline(always)]
-unsafe fn prune_row_at<S: Simd, E: Element>(row: *mut f32, masks: *const u8, out: *mut E, n: usize) {
+unsafe fn prune_row_at<S: Simd, E: Element>(x: *mut f32, masks: *const u8, out: *mut E, n: usize) {
     unsafe {
-        each_pair(masks, row as *mut [f32; 4], n / 4, |&mask, x| {
-            *x = std::array::from_fn(|i| if mask >> i & 1 == 1 { x[i] } else { 0.0 });
+        pair(masks, x as *mut [u32; 4], n / 4).for_each(|(&mask, x)| {
+            let kept = KEPT[(mask & 15) as usize];
+            *x = [x[0] & kept[0], x[1] & kept[1], x[2] & kept[2], x[3] & kept[3]];
         });
         for i in (0..n).step_by(S::LANES) {
             let count = (n - i).min(S::LANES);
-            store_step::<S, E>(out.add(i), load_step::<S, f32>(row.add(i), 1, count), 1, count);
+            store_step::<S, E>(out.add(i), load_step::<S, f32>(x.add(i), 1, count), 1, count);
         }
     }
 }
