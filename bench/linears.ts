@@ -7,6 +7,7 @@
 import { byteSize } from "../lib/graph/dtypes.ts";
 import { quantizedBytes } from "../lib/graph/quantized.ts";
 import { schemeOf, SCHEMES } from "../lib/quantize/schemes.ts";
+import { Linear } from "../lib/nn/layers.ts";
 import { compileFunction } from "../lib/tensor/function.ts";
 import type { WeightQuantization } from "../lib/tensor/quantized.ts";
 import { concat, type Tensor } from "../lib/tensor/tensor.ts";
@@ -80,11 +81,16 @@ export function makeLinears(scheme: string, options: LinearsOptions): Linears {
   const { shape: [k, n], rows, dtype = "f32", count = 1 } = options;
   const quantization = quantizationOf(scheme, k);
   const quantized = quantization && copiesOfQuantized([n, k], { scheme, quantization, dtype });
-  const next = quantized ? () => quantized().tensor : copiesOfWeight([n, k], dtype);
-  const weights = Array.from({ length: count }, next);
+  const float = quantization ? undefined : copiesOfWeight([n, k], dtype);
+  const layers = Array.from({ length: count }, () => {
+    const layer = new Linear(k, n, { bias: false });
+    if (quantized) layer.weight.quantized = quantized();
+    else layer.weight.tensor = float!();
+    return layer;
+  });
   // Layers of one input would become one layer.
   const linears = compileFunction(({ x }: { x: Tensor }) => ({
-    y: concat(weights.map((weight, i) => x.slice(0, i, i + 1).linear(weight)), 0),
+    y: concat(layers.map((layer, i) => layer.forward(x.slice(0, i, i + 1))), 0),
   }), { name: "linears" });
   const x = randomArgument([count, rows, k], dtype);
   return { run: () => linears.run({ x }), flop: 2 * rows * k * n, bytes: weightBytes(scheme, options) };

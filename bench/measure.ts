@@ -4,6 +4,8 @@
  * @module
  */
 
+import { release } from "./tensors.ts";
+
 /** One side of a comparison: seconds of each call, for as many calls as fit in some seconds. */
 export type Side = (seconds: number) => Promise<number[]>;
 
@@ -34,11 +36,11 @@ const REST = 30;
  */
 export function ours(call: () => Promise<unknown>): Side {
   return async (seconds) => {
-    await call();
+    release(await call());
     const calls: number[] = [];
     const start = performance.now();
     for (let now = start; calls.length === 0 || now - start < 1000 * seconds;) {
-      await call();
+      release(await call());
       const end = performance.now();
       calls.push((end - now) / 1000);
       now = end;

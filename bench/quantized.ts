@@ -35,8 +35,9 @@ const PEER = "torchao int8dq, torch.compile";
 
 /** What a layer cannot be faster than, per second: multiply-adds of the kind that it computes with. */
 function peakOf(scheme: string, peak: Peak): number {
-  const integer = scheme.endsWith("int8dq") || scheme === "int4dq";
-  return integer && peak.int8 > 0 ? peak.int8 : dtype === "bf16" && peak.bf16 > 0 ? peak.bf16 : peak.f32;
+  // fp8 fits in bf16, which has an instruction where fp8 has none.
+  const kind = /int8dq$|^int4dq$/.test(scheme) ? peak.int8 : dtype === "bf16" || /^fp8dq/.test(scheme) ? peak.bf16 : 0;
+  return kind > 0 ? kind : peak.f32;
 }
 
 async function peerSide(peer: Peer, rows: number, [k, n]: readonly [number, number]): Promise<Side> {

@@ -240,9 +240,8 @@ async function errorsOf(
   for (const [done, layer] of layers.entries()) {
     signal?.throwIfAborted();
     onProgress({ phase: "error", done, total: layers.length });
-    const input = seen.inputOf(component, layer.name);
-    if (!input) continue;
-    const x = input.cast(dtype);
+    const x = seen.inputOf(component, layer.name);
+    if (!x) continue;
     const { weight, bias } = modules.get(layer.name) as Linear;
     const wanted = x.linear(weight.tensor, bias?.tensor).cast("f32");
     const power = (t: Tensor) => t.mul(t).sum().sum();

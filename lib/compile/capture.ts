@@ -5,7 +5,7 @@
  */
 
 import type { NativeBuffer } from "../../ffi/native.ts";
-import type { FloatDtype } from "../graph/dtypes.ts";
+import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
 import type { Node } from "../graph/node.ts";
 import { Linear, type LinearCall, withLinears } from "../nn/layers.ts";
 import type { Module } from "../nn/module.ts";
@@ -60,7 +60,7 @@ export interface ObservedFunction {
 export interface Capture {
   /** The functions that were called. */
   readonly functions: readonly ObservedFunction[];
-  /** Rows that a layer read, f32 (rows, inputs); `undefined` where it was not called. */
+  /** Rows that a layer read, (rows, inputs) of the type that it read; `undefined` where it was not called. */
   inputOf(component: PlanComponent, layer: string): Tensor | undefined;
 }
 
@@ -85,7 +85,7 @@ export async function capture(
   const { prompts, ...rest } = options;
   const functions: ObservedFunction[] = [];
   const parts = new Map<string, Float32Array[]>();
-  const widths = new Map<string, number>();
+  const types = new Map<string, { width: number; dtype: Dtype }>();
 
   const make: FunctionMaker = (fn, functionOptions = {}) => {
     const component = functionOptions.name as PlanComponent;
@@ -93,7 +93,10 @@ export async function capture(
     if (!module) return compileFunction(fn, functionOptions);
     const calls = prompts.length * (component === "transformer" ? rest.numInferenceSteps : 1);
     const rows = Math.max(1, Math.ceil(ROWS / calls));
-    const seen = new Map<string, { fn: ObservedFunction; results: Map<string, readonly string[]> }>();
+    const seen = new Map<
+      string,
+      { fn: ObservedFunction; results: Map<string, { layers: readonly string[]; dtype: Dtype }> }
+    >();
 
     const compiled = compileFunction((inputs) => {
       const found = new Map<Node, { x: Tensor; layers: string[] }>();
@@ -110,7 +113,7 @@ export async function capture(
       const extra = [...found.values()].map(({ x, layers }, i) => ({ name: `input ${i}`, layers, x }));
       seen.set(shapesKey(inputs), {
         fn: observed,
-        results: new Map(extra.map(({ name, layers }) => [name, layers])),
+        results: new Map(extra.map(({ name, layers, x }) => [name, { layers, dtype: x.dtype }])),
       });
       return { ...outputs, ...Object.fromEntries(extra.map(({ name, x }) => [name, someRows(x, rows)])) };
     }, functionOptions);
@@ -121,12 +124,12 @@ export async function capture(
       const { fn: observed, results: names } = seen.get(shapesKey(inputs))!;
       observed.calls++;
       const taken = takeValues([...names.keys()].map((name) => results[name]!));
-      for (const [i, [result, layers]] of [...names].entries()) {
+      for (const [i, [result, { layers, dtype }]] of [...names].entries()) {
         const values = taken[i]!;
         for (const layer of layers) {
           const key = `${component}/${layer}`;
           parts.set(key, [...parts.get(key) ?? [], values]);
-          widths.set(key, results[result]!.size(-1));
+          types.set(key, { width: results[result]!.size(-1), dtype });
         }
       }
       return results as Awaited<ReturnType<typeof run>>;
@@ -146,8 +149,8 @@ export async function capture(
         values.set(part, at);
         at += part.length;
       }
-      const width = widths.get(key)!;
-      return tensor(values, { shape: [values.length / width, width] });
+      const { width, dtype } = types.get(key)!;
+      return tensor(values, { shape: [values.length / width, width] }).cast(dtype);
     },
   };
 }

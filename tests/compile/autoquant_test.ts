@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { autoquant, type AutoquantProgress } from "../../lib/compile/autoquant.ts";
+import { autoquant, type AutoquantProgress, layerErrors } from "../../lib/compile/autoquant.ts";
 import { capture } from "../../lib/compile/capture.ts";
 import {
   type Candidate,
@@ -92,6 +92,19 @@ Deno.test("rows come from all prompts and steps, and are no more than are wanted
   assert.equal(rows("norm_out.linear"), 6, "one condition a step");
   const first = await values(seen.inputOf("transformer", "x_embedder")!.slice(0, 0, 16));
   assert.deepEqual(first, await values(pipe.prepareLatents({ seed: 3, ...SMALL })));
+});
+
+Deno.test("a pipeline of 16 bits is planned on what it reads", async () => {
+  const pipe = await FluxPipeline.load(MODEL, { dtype: "bf16" });
+  const options = { prompts: PROMPTS, seed: 3, steps: 1, ...SMALL, schemes: ["int8dq"] };
+  const seen = await capture(pipe, transformerOf(pipe), { ...options, numInferenceSteps: 1 });
+  assert.equal(seen.inputOf("transformer", "proj_out")!.dtype, "bf16");
+  const errors = await layerErrors(pipe, options);
+  assert.equal(errors.length, quantizableLayers(pipe.transformer).length);
+  assert.ok(errors.every(({ sqnrDb }) => sqnrDb > 20 && sqnrDb < 70), JSON.stringify(errors));
+  const plan = await autoquant(pipe, { ...options, minSqnrDb: 25 });
+  assert.equal(plan.header!.dtype, "bf16");
+  assert.ok(plan.layers.every(({ problems }) => problems!.length > 0));
 });
 
 Deno.test("looking at a pipeline changes nothing of it", async () => {
