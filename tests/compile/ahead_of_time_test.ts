@@ -201,6 +201,23 @@ Deno.test("quantized weights, 16-bit floats and every level of the CPU are kept"
   }
 });
 
+Deno.test("a file that is written again is another one to who loads it then, and the old one to who has it", async () => {
+  await withFolder(async (folder) => {
+    const path = `${folder}/flux.safetensors`;
+    const own = await FluxPipeline.load(MODEL);
+    await (await compile(own, { runs: [RUN], ...OFF })).save(path);
+    const before = await FluxPipeline.load(path);
+    const { images: [float] } = await before(PROMPT, QUICK);
+    quantize(own.transformer, "int8wo");
+    await (await compile(own, { runs: [RUN], ...OFF })).save(path);
+    const after = await FluxPipeline.load(path);
+    const { images: [quantized] } = await after(PROMPT, QUICK);
+    assert.deepEqual(quantized!.data, (await own(PROMPT, QUICK)).images[0]!.data);
+    assert.notDeepEqual(quantized!.data, float!.data);
+    assert.deepEqual((await before(PROMPT, QUICK)).images[0]!.data, float!.data);
+  });
+});
+
 Deno.test("a pipeline without text encoders is saved without them", async () => {
   await withFolder(async (folder) => {
     const half = await FluxPipeline.load(MODEL, { textEncoders: false });
