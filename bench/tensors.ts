@@ -4,7 +4,6 @@
  * @module
  */
 
-import { NativeBuffer } from "../ffi/native.ts";
 import type { Dtype, FloatDtype } from "../lib/graph/dtypes.ts";
 import { sizeOf } from "../lib/graph/ops.ts";
 import { storedRowBytes } from "../lib/graph/quantized.ts";
@@ -139,7 +138,7 @@ function randomCodes(
 export function release(results: unknown): void {
   for (const value of Object.values(results ?? {})) {
     const source = value instanceof Tensor ? sourceOf(value.node) : undefined;
-    if (source?.kind === "buffer" && source.buffer instanceof NativeBuffer) source.buffer[Symbol.dispose]();
+    if (source?.kind === "buffer") (source.buffer as Disposable)[Symbol.dispose]();
   }
 }
 
