@@ -6,7 +6,7 @@
 
 import { environment } from "../../ffi/environment.ts";
 import { library, loadLibrary } from "../../ffi/library.ts";
-import { NativeBuffer, NativeDevice } from "../../ffi/native.ts";
+import { type NativeBuffer, NativeDevice } from "../../ffi/native.ts";
 import type { Node } from "../graph/node.ts";
 import { makeBuffer } from "./buffers.ts";
 import { sourceOf } from "./source.ts";
