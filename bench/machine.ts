@@ -16,6 +16,8 @@ export interface Peak {
   readonly f32: number;
   /** Multiply-adds of bf16 pairs into f32, in GFLOP/s; 0 where the CPU has no instruction for them. */
   readonly bf16: number;
+  /** Multiply-adds of int8 into i32, in GFLOP/s; 0 where the CPU has no instruction for them. */
+  readonly int8: number;
   /** Bytes read from memory, in GB/s. */
   readonly bytes: number;
 }

@@ -1,7 +1,7 @@
 //! What a machine can do at most: multiply-adds in registers and bytes read from memory, on all threads at once.
 //!
-//! `peak THREADS` prints one JSON object: f32 and bf16 multiply-adds in GFLOP/s (a multiply-add counts as two), memory
-//! reads in GB/s. No kernel can be faster than the first, nor one that reads its weights once faster than the last.
+//! `peak THREADS` prints one JSON object: multiply-adds of f32, bf16 and int8 in GFLOP/s (a multiply-add counts as two),
+//! memory reads in GB/s. No kernel can be faster than those, nor one that reads its weights once faster than the last.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -78,6 +78,18 @@ multiply_adds!(
     |sum, x| _mm512_dpbf16_ps(*sum, x, x)
 );
 
+multiply_adds!(int8_vnni, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), _mm512_set1_epi8(1), |sum, x| {
+    _mm512_dpbusd_epi32(*sum, x, x)
+});
+// Bytes widened to i16: the instruction that multiplies bytes saturates. The product is of the sum, or it would be
+// computed once.
+multiply_adds!(int8_avx512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512(), _mm512_set1_epi8(1), |sum, x| {
+    _mm512_add_epi32(*sum, _mm512_madd_epi16(*sum, x))
+});
+multiply_adds!(int8_avx2, "avx2", __m256i, _mm256_setzero_si256(), _mm256_set1_epi8(1), |sum, x| {
+    _mm256_add_epi32(*sum, _mm256_madd_epi16(*sum, x))
+});
+
 /// Multiply-adds of four lanes, as the compiler makes them without being told of any instruction set.
 fn f32_portable() {
     let x = black_box([0.5f32; 4]);
@@ -92,23 +104,28 @@ fn f32_portable() {
     black_box(sums);
 }
 
-/// GFLOP/s of f32 and of bf16; the second is 0 where the CPU has no instruction for it.
-fn multiply_adds(threads: &[()]) -> (f64, f64) {
+/// GFLOP/s of f32, of bf16 and of int8; 0 where the CPU has no instruction for it.
+fn multiply_adds(threads: &[()]) -> [f64; 3] {
     let rate = |lanes: usize, function: &(dyn Fn() + Sync)| {
         best(threads, ROUNDS, (2 * lanes * SUMS * STEPS) as f64, |()| function()) / 1e9
     };
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
             let f32 = rate(16, &|| unsafe { f32_avx512() });
             let bf16 = is_x86_feature_detected!("avx512bf16");
-            return (f32, if bf16 { rate(32, &|| unsafe { bf16_avx512() }) } else { 0.0 });
+            let vnni = is_x86_feature_detected!("avx512vnni");
+            return [
+                f32,
+                if bf16 { rate(32, &|| unsafe { bf16_avx512() }) } else { 0.0 },
+                if vnni { rate(64, &|| unsafe { int8_vnni() }) } else { rate(32, &|| unsafe { int8_avx512() }) },
+            ];
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return (rate(8, &|| unsafe { f32_avx2() }), 0.0);
+            return [rate(8, &|| unsafe { f32_avx2() }), 0.0, rate(16, &|| unsafe { int8_avx2() })];
         }
     }
-    (rate(4, &f32_portable), 0.0)
+    [rate(4, &f32_portable), 0.0, 0.0]
 }
 
 /// The sum of 64-bit words, in enough parts that the reads are what takes the time.
@@ -124,8 +141,8 @@ fn read(words: &Vec<u64>) {
 
 fn main() {
     let threads: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).filter(|n| *n > 0).expect("peak THREADS");
-    let (f32, bf16) = multiply_adds(&vec![(); threads]);
+    let [f32, bf16, int8] = multiply_adds(&vec![(); threads]);
     let memory: Vec<Vec<u64>> = (0..threads).map(|_| vec![1; BYTES / 8]).collect();
     let bytes = best(&memory, 10, BYTES as f64, read) / 1e9;
-    println!("{{\"f32\": {f32:.1}, \"bf16\": {bf16:.1}, \"bytes\": {bytes:.1}}}");
+    println!("{{\"f32\": {f32:.1}, \"bf16\": {bf16:.1}, \"int8\": {int8:.1}, \"bytes\": {bytes:.1}}}");
 }

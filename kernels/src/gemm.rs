@@ -65,6 +65,10 @@ pub trait Product: Copy + Send + Sync + 'static {
     unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
         unsafe { S::add(a, b) }
     }
+    /// The most rows in a tile: two accumulators each, beside two vectors of B and one of A.
+    fn rows(registers: usize) -> usize {
+        (registers - 4) / 2
+    }
     /// Sums (R, panel) of a tile.
     ///
     /// # Safety
@@ -258,9 +262,13 @@ impl<E: Element> Product for GroupedIntegers<E> {
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
         unsafe { Integers::<E>::mac::<S>(acc, a, b) }
     }
+    /// Two floats beside the integers.
+    fn rows(registers: usize) -> usize {
+        (registers - 4) / 4
+    }
     #[inline(always)]
     unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate_groups::<S, R, U>(t) }
+        unsafe { accumulate_groups::<S, R>(t) }
     }
     #[inline(always)]
     unsafe fn stage<S: Simd>(from: *const u8, stride: usize, len: usize, to: *mut f32) {
@@ -283,11 +291,6 @@ pub fn panel(level: Level) -> usize {
         Level::Avx512 | Level::Avx512Bf16 => 32,
         _ => 16,
     }
-}
-
-/// The most rows in a tile: two accumulators each, beside two vectors of B and one of A.
-const fn tile_rows(registers: usize) -> usize {
-    (registers - 4) / 2
 }
 
 /// One multiply: out (M, N) = residual + gate * act(scale * A B + bias).
@@ -507,7 +510,7 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
         let steps = g.k.div_ceil(step);
         let blocks = steps.div_ceil(BLOCK).max(1);
         // Tiles of nearly equal rows.
-        let tiles = region.rows.div_ceil(tile_rows(S::REGISTERS));
+        let tiles = region.rows.div_ceil(P::Tiles::rows(S::REGISTERS));
         if !region.staged {
             row_offsets(g, region.row, region.rows, offsets);
         }
@@ -639,7 +642,7 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
 unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
-    if R > tile_rows(S::REGISTERS) {
+    if R > P::rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
     let Tile { a, b, steps, sums, add, ahead, .. } = t;
@@ -693,51 +696,54 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     }
 }
 
-/// Sums (R, panel) in f32 of integers' sums by group. A group's steps are a multiple of U, and of what ends a block.
+/// Sums (R, panel) in f32 of integers' sums by group.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
-unsafe fn accumulate_groups<S: Simd, const R: usize, const U: usize>(t: Tile) {
+unsafe fn accumulate_groups<S: Simd, const R: usize>(t: Tile) {
     type P = Integers<f32>;
-    if R > tile_rows(S::REGISTERS) {
+    if R > GroupedIntegers::<f32>::rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
-    let Tile { a, b, steps, sums, add, groups, .. } = t;
+    let Tile { a, b, steps, sums, add, ahead, groups } = t;
     unsafe {
         let zero = S::splat(0.0);
-        if !add {
-            for i in 0..2 * R {
-                S::store(sums.add(i * S::LANES), zero);
+        let mut total = [[zero; 2]; R];
+        if add {
+            for r in 0..R {
+                for v in 0..2 {
+                    total[r][v] = S::load(sums.add((r * 2 + v) * S::LANES));
+                }
             }
         }
         let vector = S::LANES * 4;
+        let mut group = groups.first / groups.steps;
         let mut s = 0;
         while s < steps {
-            let group = (groups.first + s) / groups.steps;
             let end = ((group + 1) * groups.steps - groups.first).min(steps);
-            let mut acc = [[[zero; 2]; R]; U];
+            let mut acc = [[zero; 2]; R];
             while s < end {
-                for u in 0..U {
-                    let b = b.add((s + u) * 2 * vector);
-                    let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
-                    for r in 0..R {
-                        let x = S::splat(*a.add(r * ROW + s + u));
-                        acc[u][r][0] = P::mac::<S>(acc[u][r][0], x, b0);
-                        acc[u][r][1] = P::mac::<S>(acc[u][r][1], x, b1);
-                    }
+                let at = s * 2 * vector;
+                prefetch(ahead.wrapping_add(at));
+                prefetch(ahead.wrapping_add(at + vector));
+                let (b0, b1) = (P::load::<S>(b.add(at)), P::load::<S>(b.add(at + vector)));
+                for r in 0..R {
+                    let x = S::splat(*a.add(r * ROW + s));
+                    acc[r][0] = P::mac::<S>(acc[r][0], x, b0);
+                    acc[r][1] = P::mac::<S>(acc[r][1], x, b1);
                 }
-                s += U;
+                s += 1;
             }
-            let scales = groups.scales.add(group * 2 * S::LANES);
-            let scales = [S::load(scales), S::load(scales.add(S::LANES))];
-            for r in 0..R {
-                for v in 0..2 {
-                    let mut sum = acc[0][r][v];
-                    for more in acc.iter().skip(1) {
-                        sum = P::add::<S>(sum, more[r][v]);
-                    }
-                    let to = sums.add((r * 2 + v) * S::LANES);
-                    S::store(to, S::fma(S::float_i32(sum), scales[v], S::load(to)));
+            for v in 0..2 {
+                let scale = S::load(groups.scales.add((group * 2 + v) * S::LANES));
+                for r in 0..R {
+                    total[r][v] = S::fma(S::float_i32(acc[r][v]), scale, total[r][v]);
                 }
+            }
+            group += 1;
+        }
+        for r in 0..R {
+            for v in 0..2 {
+                S::store(sums.add((r * 2 + v) * S::LANES), total[r][v]);
             }
         }
     }
