@@ -13,10 +13,24 @@
  * @module
  */
 
+export {
+  autoquant,
+  AUTOQUANT_SCHEMES,
+  type AutoquantOptions,
+  type AutoquantProgress,
+  type AutoquantScheme,
+  type LayerError,
+  layerErrors,
+} from "./lib/compile/autoquant.ts";
+export type { Calibratable } from "./lib/compile/capture.ts";
+export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
+export type { TriedKernel } from "./lib/compile/tuner.ts";
 export * from "./lib/errors.ts";
 export * from "./lib/graph/dtypes.ts";
 export type { Node, OpName, Params, Rate, ViewName } from "./lib/graph/node.ts";
-export type { KernelName } from "./lib/graph/schema.ts";
+export type { ActivationQuantization } from "./lib/graph/ops.ts";
+export type { WeightFormat } from "./lib/graph/quantized.ts";
+export type { ActivationKind, FormatKind, KernelName, RowsKind } from "./lib/graph/schema.ts";
 export * from "./lib/media/image.ts";
 export * from "./lib/media/metrics.ts";
 export type { Pixels } from "./lib/media/png.ts";
@@ -30,14 +44,36 @@ export * from "./lib/models/t5_encoder_model.ts";
 export type { LoadOptions } from "./lib/nn/checkpoint.ts";
 export * from "./lib/nn/layers.ts";
 export * from "./lib/nn/module.ts";
+export { saveModel, type SaveOptions } from "./lib/nn/save.ts";
 export * from "./lib/pipelines/flux.ts";
 export * from "./lib/pipelines/hub.ts";
+export * from "./lib/pipelines/optimize.ts";
 export type { Seed } from "./lib/pipelines/pipeline.ts";
 export * from "./lib/pipelines/recipe.ts";
 export * from "./lib/pipelines/tokenizer.ts";
+export * from "./lib/quantize/describe.ts";
+export * from "./lib/quantize/fp8dq.ts";
+export * from "./lib/quantize/fp8dqrow.ts";
+export * from "./lib/quantize/fp8wo.ts";
+export * from "./lib/quantize/fpx.ts";
+export * from "./lib/quantize/int4dq.ts";
+export * from "./lib/quantize/int4wo.ts";
+export * from "./lib/quantize/int8dq.ts";
+export * from "./lib/quantize/int8wo.ts";
+export * from "./lib/quantize/plan.ts";
+export * from "./lib/quantize/quantize.ts";
+export * from "./lib/quantize/scheme.ts";
+export * from "./lib/quantize/schemes.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
 export * from "./lib/tensor/device.ts";
-export * from "./lib/tensor/function.ts";
+export {
+  type CallOptions,
+  CompiledFunction,
+  type CompiledInfo,
+  compileFunction,
+  type FunctionOptions,
+} from "./lib/tensor/function.ts";
+export * from "./lib/tensor/quantized.ts";
 export * from "./lib/tensor/random.ts";
 export * from "./lib/tensor/realize.ts";
 export { type ArrayOf, tensor } from "./lib/tensor/source.ts";

@@ -1,12 +1,14 @@
 /**
- * One block of Flux.1-dev at its real width over 512 text and 1024 image tokens, beside diffusers as it is and with
- * torch.compile: `deno run -A bench/block.ts`.
+ * One block of Flux.1-dev at its real width over 512 text and 1024 image tokens, in floats and in int8dq, beside diffusers
+ * (and torchao) as it is and with torch.compile: `deno run -A bench/block.ts`.
  *
  * @module
  */
 
 import { LayerNorm, Linear, RMSNorm } from "../lib/nn/layers.ts";
 import { Module } from "../lib/nn/module.ts";
+import { quantize } from "../lib/quantize/quantize.ts";
+import { Device } from "../lib/tensor/device.ts";
 import { compileFunction } from "../lib/tensor/function.ts";
 import { attention, concat, type Tensor } from "../lib/tensor/tensor.ts";
 import { measurePeak, printMachine } from "./machine.ts";
@@ -113,15 +115,18 @@ class SingleBlock extends Module {
 // Both blocks multiply each token by 12 matrices of DIM x DIM, and one row by those of the modulation.
 const FLOP = 2 * TOKENS * 12 * DIM ** 2 + 4 * HEADS * TOKENS ** 2 * SIZE;
 const MODES = ["eager", "default"] as const;
+/** In floats, and as torchao has it too: its linear layers in int8dq. */
+const SCHEMES = ["none", "int8dq"] as const;
 
 const peak = await measurePeak();
 await printMachine(peak);
+console.log(`level ${(await Device.default()).level}`);
 await using peer = await startPeer();
 const table = new Table([
   "block, f32",
   "ours",
-  "GFLOP/s",
-  "of peak",
+  "GOP/s",
+  "of f32 peak",
   "diffusers",
   "/ ours (of min)",
   "torch.compile",
@@ -135,27 +140,39 @@ const inputs: Inputs = {
   sin: randomArgument([TOKENS, SIZE]),
 };
 for (const [which, Block] of [["double", DoubleBlock], ["single", SingleBlock]] as const) {
-  const block = new Block();
-  fillModule(block);
-  const compute = compileFunction<Inputs, Record<string, Tensor>>((given) => block.forward(given), { name: which });
-  await compute.run(inputs);
-  const tasks = [];
-  const task = { kind: "block", which, dtype: "f32", heads: HEADS, size: SIZE, text: TEXT, image: IMAGE };
-  for (const mode of MODES) tasks.push(await peer.prepare({ ...task, mode }));
-  const timing = await alternate({
-    own: ours(() => compute.run(inputs)),
-    eager: tasks[0]!.run,
-    compiled: tasks[1]!.run,
-  });
-  table.row(
-    which,
-    milliseconds(timing.own.median),
-    gflops(FLOP, timing.own.median),
-    percent(FLOP / timing.own.median / 1e9 / peak.f32),
-    milliseconds(timing.eager.median),
-    ratio(timing.eager, timing.own),
-    milliseconds(timing.compiled.median),
-    ratio(timing.compiled, timing.own),
-  );
-  for (const prepared of tasks) await prepared.drop();
+  for (const quantization of SCHEMES) {
+    const block = new Block();
+    fillModule(block);
+    if (quantization !== "none") quantize(block, quantization);
+    const compute = compileFunction<Inputs, Record<string, Tensor>>((given) => block.forward(given), { name: which });
+    await compute.run(inputs);
+    const tasks = [];
+    const task = {
+      kind: "block",
+      which,
+      quantization,
+      dtype: "f32",
+      heads: HEADS,
+      size: SIZE,
+      text: TEXT,
+      image: IMAGE,
+    };
+    for (const mode of MODES) tasks.push(await peer.prepare({ ...task, mode }));
+    const timing = await alternate({
+      own: ours(() => compute.run(inputs)),
+      eager: tasks[0]!.run,
+      compiled: tasks[1]!.run,
+    });
+    table.row(
+      quantization === "none" ? which : `${which}, ${quantization}`,
+      milliseconds(timing.own.median),
+      gflops(FLOP, timing.own.median),
+      percent(FLOP / timing.own.median / 1e9 / peak.f32),
+      milliseconds(timing.eager.median),
+      ratio(timing.eager, timing.own),
+      milliseconds(timing.compiled.median),
+      ratio(timing.compiled, timing.own),
+    );
+    for (const prepared of tasks) await prepared.drop();
+  }
 }

@@ -2,24 +2,31 @@
  * The demo picture beside diffusers': from process start to a PNG, warm, and memory: `deno run -A bench/demo.ts`.
  *
  * The peer is measured as it is (eager) and with `torch.compile(mode="max-autotune")` of the transformer and of the
- * VAE's decode, which takes some minutes to compile; `--no-compile` leaves that out.
+ * VAE's decode, which takes some minutes to compile; `--no-compile` leaves that out. Where ours chooses schemes and
+ * kernels by measurement, the peer's transformer is in torchao's int8dq. `--warm` leaves the processes out.
  *
  * @module
  */
 
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { FluxPipeline } from "../mod.ts";
+import { AUTOQUANT, FluxPipeline, type Optimizations, optimize } from "../mod.ts";
 import { printMachine } from "./machine.ts";
 import { alternate, median, milliseconds, ours, ratio, type Side, Table } from "./measure.ts";
 import { installPeers, type Peer, PYTHON, startPeer } from "./peers.ts";
+import { CALIBRATION } from "./shapes.ts";
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 const MODEL = here("../models/shapes-flux");
 const PROMPT = "a large red star on a navy background";
 const SEED = 5;
 
-const { values: flags } = parseArgs({ options: { "no-compile": { type: "boolean", default: false } } });
+const { values: flags } = parseArgs({
+  options: {
+    "no-compile": { type: "boolean", default: false },
+    "warm": { type: "boolean", default: false },
+  },
+});
 
 /** What a process took. */
 interface Run {
@@ -104,26 +111,69 @@ async function compareProcesses(folder: string): Promise<void> {
   memory.row("diffusers script", (other / 1e6).toFixed(0), "1.00");
 }
 
+/** How both sides make a picture: as they are, and as fast as each can. */
+interface Warm {
+  readonly name: string;
+  readonly dtype: "f32" | "bf16";
+  /** What is done to our pipeline. */
+  readonly own: Optimizations;
+  /** torchao's scheme, and the modes of torch.compile. */
+  readonly peer: { readonly quantization: string; readonly modes: readonly string[] };
+}
+
+const PLAIN: Optimizations = {
+  fuseQkv: false,
+  sparsify: false,
+  quantization: undefined,
+  groupSize: undefined,
+  plan: undefined,
+  quantizeVae: undefined,
+  compile: false,
+  compileVae: false,
+};
+const MODES = flags["no-compile"] ? ["eager"] : ["eager", "max-autotune"];
+const WARM: readonly Warm[] = [
+  ...(["f32", "bf16"] as const).map((dtype) => ({
+    name: dtype,
+    dtype,
+    own: PLAIN,
+    peer: { quantization: "none", modes: MODES },
+  })),
+  {
+    name: "f32, autoquant and compile; torchao int8dq",
+    dtype: "f32",
+    own: { ...PLAIN, quantization: AUTOQUANT, compile: true, compileVae: true },
+    peer: { quantization: "int8dq", modes: MODES },
+  },
+];
+const OPTIONS = { height: 128, width: 128, numInferenceSteps: 20, maxSequenceLength: 32 };
+
 /** The picture again and again in one process. */
 async function compareWarm(peer: Peer): Promise<void> {
-  const modes = flags["no-compile"] ? ["eager"] : ["eager", "max-autotune"];
   const table = new Table([
     "warm, from prompt to picture",
     "ours",
-    ...modes.flatMap((mode) => [`diffusers ${mode}`, "/ ours (of shortest)", "first call"]),
+    "f32 / ours (of shortest)",
+    "getting ready",
+    ...MODES.flatMap((mode) => [`diffusers ${mode}`, "/ ours (of shortest)", "first call"]),
   ]);
-  for (const dtype of ["f32", "bf16"] as const) {
+  const plain = await FluxPipeline.load(MODEL);
+  const draw = (pipe: FluxPipeline) => pipe(PROMPT, { ...OPTIONS, seed: SEED, guidanceScale: 3.5 });
+  await draw(plain);
+  for (const { name, dtype, own, peer: { quantization, modes } } of WARM) {
+    const start = performance.now();
     const pipe = await FluxPipeline.load(MODEL, { dtype });
-    const options = { seed: SEED, height: 128, width: 128, numInferenceSteps: 20, guidanceScale: 3.5 };
-    const call = () => pipe(PROMPT, { ...options, maxSequenceLength: 32 });
-    await call();
-    const sides: Record<string, Side> = { own: ours(call) };
+    await optimize(pipe, own, { prompts: CALIBRATION, run: { ...OPTIONS, prompts: 1 } });
+    await draw(pipe);
+    const ready = (performance.now() - start) / 1000;
+    const sides: Record<string, Side> = { plain: ours(() => draw(plain)), own: ours(() => draw(pipe)) };
     const warm: Record<string, number> = {};
     for (const mode of modes) {
       const task = await peer.prepare({
         kind: "pipeline",
         model: MODEL,
         dtype,
+        quantization,
         mode,
         prompt: PROMPT,
         height: 128,
@@ -138,8 +188,10 @@ async function compareWarm(peer: Peer): Promise<void> {
     }
     const timing = await alternate(sides, { rounds: 9, seconds: 0.5 });
     table.row(
-      dtype,
+      name,
       milliseconds(timing.own!.median),
+      ratio(timing.plain!, timing.own!),
+      `${ready.toFixed(1)} s`,
       ...modes.flatMap((mode) => [
         milliseconds(timing[mode]!.median),
         ratio(timing[mode]!, timing.own!),
@@ -151,11 +203,13 @@ async function compareWarm(peer: Peer): Promise<void> {
 
 await printMachine();
 await installPeers();
-const folder = await Deno.makeTempDir();
-try {
-  await compareProcesses(folder);
-} finally {
-  await Deno.remove(folder, { recursive: true });
+if (!flags.warm) {
+  const folder = await Deno.makeTempDir();
+  try {
+    await compareProcesses(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
 }
 await using peer = await startPeer();
 await compareWarm(peer);

@@ -22,6 +22,21 @@ export interface Peak {
   readonly bytes: number;
 }
 
+/** What the largest cache of a large server is, where the system does not say. */
+const LARGE_CACHE = 260e6;
+
+/** Bytes of the machine's largest cache. */
+export async function cacheBytes(): Promise<number> {
+  const folder = "/sys/devices/system/cpu/cpu0/cache";
+  const sizes: number[] = [];
+  for (let index = 0;; index++) {
+    const text = await Deno.readTextFile(`${folder}/index${index}/size`).catch(() => undefined);
+    if (text === undefined) break;
+    sizes.push(1024 * parseInt(text));
+  }
+  return sizes.length > 0 ? Math.max(...sizes) : LARGE_CACHE;
+}
+
 /** Threads that both sides of a comparison use. */
 export const THREADS: number = navigator.hardwareConcurrency;
 
@@ -64,7 +79,8 @@ export async function printMachine(peak?: Peak): Promise<void> {
   console.log(`\n${await describeMachine()}`);
   if (!peak) return;
   const bf16 = peak.bf16 > 0 ? `, bf16 ${peak.bf16.toFixed(0)} GFLOP/s` : "";
+  const int8 = peak.int8 > 0 ? `, int8 ${peak.int8.toFixed(0)} GOP/s` : "";
   console.log(
-    `measured peak: f32 ${peak.f32.toFixed(0)} GFLOP/s${bf16}, memory reads ${peak.bytes.toFixed(0)} GB/s`,
+    `measured peak: f32 ${peak.f32.toFixed(0)} GFLOP/s${bf16}${int8}, memory reads ${peak.bytes.toFixed(0)} GB/s`,
   );
 }

@@ -84,6 +84,12 @@ export interface Description {
   level: string;
   /** All levels that this CPU has. */
   levels: string[];
+  /** The CPU's model. */
+  cpu: string;
+  /** How many threads a device has that is told no number. */
+  threads: number;
+  /** In how many ways the kernels that have variants can cut their work, by name. */
+  variants: ReadonlyMap<string, number>;
 }
 
 /** An open library: its functions and what it says of itself. */
@@ -92,6 +98,8 @@ export interface Library {
   readonly symbols: Symbols;
   /** What it says of itself. */
   readonly description: Description;
+  /** The SHA-256 of the sources that it was built from. */
+  readonly sources: string;
 }
 
 let opening: Promise<Library> | undefined;
@@ -146,14 +154,14 @@ export async function openLibrary(path: string): Promise<Library> {
       cause,
     });
   }
-  return { symbols, description: describe(symbols, path) };
+  return { symbols, description: describe(symbols, path), sources: record.sources };
 }
 
 function describe(symbols: Symbols, path: string): Description {
   const out = new Uint8Array(1024);
   const length = symbols.denoise_describe(out, BigInt(out.length));
-  const [version = "", schema = "", level = "", levels = ""] = new TextDecoder().decode(out.subarray(0, length))
-    .split("\n");
+  const [version = "", schema = "", level = "", levels = "", cpu = "", threads = "", variants = ""] = new TextDecoder()
+    .decode(out.subarray(0, length)).split("\n");
   const wanted = schemaHash().join(" ");
   if (schema !== wanted) {
     throw new NativeError(
@@ -162,5 +170,13 @@ function describe(symbols: Symbols, path: string): Description {
       { file: path },
     );
   }
-  return { version, level, levels: levels.split(" ") };
+  const counts = variants.split(" ").map((entry) => entry.split("=") as [string, string]);
+  return {
+    version,
+    level,
+    levels: levels.split(" "),
+    cpu,
+    threads: Number(threads),
+    variants: new Map(counts.map(([kernel, count]) => [kernel, Number(count)])),
+  };
 }

@@ -71,7 +71,10 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
     return (c) => {
       const { ids, shape } = c.integers("input_ids");
       const inputIds = tensor(ids, { shape, dtype: "i32" });
-      const endPositions = tensor(model.endPositions(ids, shape[0]!), { dtype: "i32" });
+      const endPositions = tensor(
+        CLIPTextModel.endPositions(ids, { batch: shape[0]!, eosTokenId: model.config.eosTokenId }),
+        { dtype: "i32" },
+      );
       const { lastHiddenState, poolerOutput } = model.forward({ inputIds, endPositions });
       return { last_hidden_state: lastHiddenState, pooler_output: poolerOutput };
     };
@@ -86,7 +89,7 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
   },
 };
 
-function caseOf(file: SafetensorsFile, name: string): Case {
+function caseOf(file: SafetensorsFile, name: string, nudge: number): Case {
   const entry = (argument: string) => `${name}.in.${argument}`;
   const integers = (argument: string) => {
     const { dtype, shape } = file.tensors.get(entry(argument))!;
@@ -106,7 +109,8 @@ function caseOf(file: SafetensorsFile, name: string): Case {
         const { ids } = integers(argument);
         return tensor(Float32Array.from(ids), { shape });
       }
-      return tensor(new Float32Array(readTensor(file, entry(argument)).buffer), { shape });
+      const values = new Float32Array(readTensor(file, entry(argument)).buffer);
+      return tensor(nudge === 0 ? values : values.map((x, i) => x * (1 + (i % 2 === 0 ? nudge : -nudge))), { shape });
     },
   };
 }
@@ -115,19 +119,19 @@ function caseOf(file: SafetensorsFile, name: string): Case {
  * Computes every case of a folder with a model and its reference inputs and outputs.
  *
  * @param folder The folder: `config.json`, weights, `cases.safetensors`.
- * @param options The device; another checkpoint than the folder's.
+ * @param options The device; another checkpoint than the folder's; by what part of itself each float input is changed.
  * @returns Each output that the goldens have, by its key.
  */
 export async function* computeModelCases(
   folder: string,
-  options: { device?: Device; checkpoint?: string } = {},
+  options: { device?: Device; checkpoint?: string; nudge?: number } = {},
 ): AsyncGenerator<Computed> {
-  const { device, checkpoint } = options;
+  const { device, checkpoint, nudge = 0 } = options;
   const { className } = await ModelConfig.read(folder);
   const run = await RUNNERS[className]!(folder, checkpoint);
   const file = openSafetensors(`${folder}/cases.safetensors`);
   for (const name of new Set([...file.tensors.keys()].map((key) => key.split(".")[0]!))) {
-    const outputs = Object.entries(run(caseOf(file, name))).filter(([output]) =>
+    const outputs = Object.entries(run(caseOf(file, name, nudge))).filter(([output]) =>
       file.tensors.has(`${name}.out.${output}`)
     );
     const realized = await realize(outputs.map(([, value]) => value), device ? { device } : {});

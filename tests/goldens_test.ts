@@ -4,7 +4,7 @@ import { withFolder } from "./folder.ts";
 
 async function goldens(...args: string[]): Promise<{ code: number; lines: string[]; stderr: string }> {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--allow-all", "tools/goldens.ts", ...args],
+    args: ["run", "--quiet", "--allow-all", "tools/goldens.ts", ...args],
     env: { NO_COLOR: "1" },
   }).output();
   const text = new TextDecoder();
@@ -49,7 +49,7 @@ Deno.test("every golden of the fixtures is reproduced on every level, and dumped
 
 Deno.test("a golden that is not reproduced fails, one that cannot be read too, unknown kinds are skipped", async () => {
   await withFolder(async (folder) => {
-    for (const name of ["random", "schedulers", "quantization", "tokenizers"]) {
+    for (const name of ["random", "schedulers", "attention", "tokenizers"]) {
       await Deno.mkdir(`${folder}/deep/${name}`, { recursive: true });
     }
     const source = openSafetensors("tests/fixtures/random/cases.safetensors");
@@ -61,14 +61,14 @@ Deno.test("a golden that is not reproduced fails, one that cannot be read too, u
       { name: "seed1.randn5.f32", dtype: "F32", shape: [5], data: readTensor(source, "seed1.randn5.f32") },
     ]);
     await Deno.writeTextFile(`${folder}/deep/schedulers/cases.safetensors`, "broken");
-    await Deno.copyFile("tests/fixtures/random/cases.safetensors", `${folder}/deep/quantization/cases.safetensors`);
+    await Deno.copyFile("tests/fixtures/random/cases.safetensors", `${folder}/deep/attention/cases.safetensors`);
     await Deno.writeTextFile(
       `${folder}/deep/tokenizers/cases.json`,
       JSON.stringify([{ text: "a", clip: [0, 293, 1], t5: [4, 1] }]),
     );
     const { code, lines } = await goldens(folder);
     assert.equal(code, 1);
-    assert.match(lines[0]!, /^skipped +deep\/quantization: .* does not have yet$/);
+    assert.match(lines[0]!, /^skipped +deep\/attention: .* does not have yet$/);
     assert.match(lines[1]!, /^FAILED +deep\/random: seed1.randn40.f32: largest difference 0.0001/);
     assert.match(lines[2]!, /^passed +deep\/random: seed1.randn5.f32/);
     assert.match(lines[3]!, /^FAILED +deep\/schedulers: .*cases.safetensors/);

@@ -14,7 +14,11 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   "lib/models": ["lib/nn", "lib/tensor", "lib/graph"],
   "lib/schedulers": ["lib/tensor", "lib/graph"],
   "lib/media": ["lib/tensor", "lib/graph", "ffi/environment.ts"],
+  "lib/quantize": ["lib/nn", "lib/tensor", "lib/graph"],
+  "lib/compile": ["lib/quantize", "lib/nn", "lib/tensor", "lib/graph", "ffi"],
   "lib/pipelines": [
+    "lib/compile",
+    "lib/quantize",
     "lib/models",
     "lib/nn",
     "lib/schedulers",
@@ -24,7 +28,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
     "ffi/environment.ts",
   ],
   "recipes": ["mod.ts"],
-  "bench": ["mod.ts", "lib"],
+  "bench": ["mod.ts", "lib", "tests/picture_check.ts"],
 };
 
 async function* sources(folder: string): AsyncGenerator<string> {

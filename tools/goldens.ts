@@ -14,6 +14,7 @@ import { maxAbsDifference, psnr } from "../lib/media/metrics.ts";
 import { FluxPipeline } from "../lib/pipelines/flux.ts";
 import type { FluxOptions } from "../lib/pipelines/flux.ts";
 import { computeModelCases, type Manifest, manifestDifferences } from "../tests/golden_models.ts";
+import { computeQuantizationCases, type QuantizedCase } from "../tests/golden_quantization.ts";
 import { Tokenizer } from "../lib/pipelines/tokenizer.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../lib/schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../lib/schedulers/linspace.ts";
@@ -21,7 +22,13 @@ import { bf16BitsToF32, f16BitsToF32 } from "../lib/tensor/convert.ts";
 import { Device } from "../lib/tensor/device.ts";
 import { Generator, type RandnDtype } from "../lib/tensor/random.ts";
 import { toArray } from "../lib/tensor/realize.ts";
-import { openSafetensors, readTensor, type SafetensorsFile, writeSafetensors } from "../lib/tensor/safetensors.ts";
+import {
+  openSafetensors,
+  readTensor,
+  type SafetensorsDtype,
+  type SafetensorsFile,
+  writeSafetensors,
+} from "../lib/tensor/safetensors.ts";
 
 /** The levels that there are kernels for; a CPU has some of them. */
 const LEVELS = ["portable", "avx2", "avx512", "avx512bf16"] as const;
@@ -30,6 +37,8 @@ const LEVELS = ["portable", "avx2", "avx512", "avx512bf16"] as const;
 const MEASURES = {
   "relative L2": 1e-5,
   "largest difference": 1e-6,
+  "normalized squared error": 1e-6,
+  "units in the last place": 1,
   "differences": 0,
   "largest difference of 255": 2,
   "median PSNR (dB)": 45,
@@ -49,7 +58,7 @@ interface Check {
 /** A tensor to dump. */
 interface Computed {
   readonly key: string;
-  readonly dtype: "F64" | "F32" | "F16" | "BF16" | "I64" | "U8";
+  readonly dtype: SafetensorsDtype;
   readonly shape: readonly number[];
   readonly data: ArrayBufferView<ArrayBuffer>;
 }
@@ -85,8 +94,12 @@ const isFolder = (path: string): Promise<boolean> => Deno.stat(path).then((info)
 
 /** The values of a golden, as numbers. */
 function valuesOf(file: SafetensorsFile, key: string): ArrayLike<number> {
-  const bytes = readTensor(file, key);
-  switch (file.tensors.get(key)!.dtype) {
+  return numbersOf(readTensor(file, key), file.tensors.get(key)!.dtype);
+}
+
+/** Bytes of a dtype as numbers; of the dtypes of one byte as they are. */
+function numbersOf(bytes: Uint8Array<ArrayBuffer>, dtype: SafetensorsDtype): ArrayLike<number> {
+  switch (dtype) {
     case "F64":
       return new Float64Array(bytes.buffer);
     case "F32":
@@ -314,6 +327,26 @@ async function* checkModel({ path }: Folder, { device, tensors }: Run): Outcomes
   }
 }
 
+/** A part of a number that f32 hardly tells. */
+const NUDGE = 1e-7;
+
+/**
+ * Models as diffusers and torchao saved them quantized. The bound is a normalized squared error of 1e-6, as torchao
+ * rounds what it computes on the way. Where activations are quantized, a value between two codes falls on either side,
+ * and moves others: there no two ways to compute agree better than one with itself on inputs that differ by rounding.
+ */
+async function* checkQuantizedModel(folder: Folder, run: Run): Outcomes {
+  const nudged = new Map<string, Float32Array>();
+  for await (const { key, data } of computeModelCases(folder.path, { device: run.device, nudge: NUDGE })) {
+    nudged.set(key, data);
+  }
+  let at = run.tensors.length;
+  for await (const outcome of checkModel(folder, run)) {
+    const unsteady = relativeL2(run.tensors[at++]!.data as Float32Array<ArrayBuffer>, nudged.get(outcome.name)!);
+    yield { ...outcome, bound: Math.max(1e-3, 2 * unsteady) };
+  }
+}
+
 /** A single file of Black Forest Labs' names, with the configuration and the cases of the folder without `-bfl`. */
 async function* checkSingleFile({ path }: Folder, { device, tensors }: Run): Outcomes {
   const folder = path.replace(/-bfl$/, "-mini");
@@ -322,6 +355,93 @@ async function* checkSingleFile({ path }: Folder, { device, tensors }: Run): Out
   for await (const { key, shape, data } of computeModelCases(folder, { device, checkpoint })) {
     tensors.push({ key, dtype: "F32", shape, data });
     yield { name: key, measure: "relative L2", error: relativeL2(data, valuesOf(file, key)) };
+  }
+}
+
+/** The sum of squared differences over the sum of squares; infinite as in `relativeL2`. */
+const normalizedError = (actual: ArrayLike<number>, expected: ArrayLike<number>): number =>
+  relativeL2(actual, expected) ** 2;
+
+/** How many floats of a dtype lie between two lists at most. */
+function unitsApart(actual: ArrayBufferView<ArrayBuffer>, expected: Uint8Array<ArrayBuffer>, dtype: SafetensorsDtype) {
+  const bits = (view: ArrayBufferView<ArrayBuffer>) =>
+    dtype === "F32"
+      ? new Int32Array(view.buffer, view.byteOffset, view.byteLength / 4)
+      : new Int16Array(view.buffer, view.byteOffset, view.byteLength / 2);
+  return largestDifference(bits(actual), bits(expected));
+}
+
+/**
+ * Codes that differ, and are no tie in rounding: those are next to each other, and the weight lies in the middle of what
+ * they stand for.
+ */
+function countWrongCodes(
+  actual: Uint8Array<ArrayBuffer>,
+  file: SafetensorsFile,
+  { name, weight, dequantized, quantization }: QuantizedCase,
+): { wrong: number; ties: number } {
+  const expected = readTensor(file, `${name}.qdata`);
+  if (actual.length !== expected.length) return { wrong: Infinity, ties: 0 };
+  const values = file.tensors.has(`${name}.dequant`) ? valuesOf(file, `${name}.dequant`) : undefined;
+  const signed = quantization.format === "int8" || quantization.format === "int4";
+  const order = (code: number) => signed ? code << 24 >> 24 : code < 128 ? code : 128 - code;
+  let [wrong, ties] = [0, 0];
+  for (let i = 0; i < actual.length; i++) {
+    if (actual[i] === expected[i]) continue;
+    const middle = values ? (dequantized[i]! + values[i]!) / 2 : NaN;
+    const beside = Math.abs(order(actual[i]!) - order(expected[i]!)) === 1;
+    // What dequantizing to bf16 rounds away.
+    if (beside && Math.abs(weight[i]! - middle) <= 2 ** -8 * Math.abs(middle)) ties++;
+    else wrong++;
+  }
+  return { wrong, ties };
+}
+
+/**
+ * How far an output may be from torchao's. In f32 it is computed alike. In 16 bits torchao rounds products before the
+ * scale and the bias, and activations before they are quantized, which alone moves its own outputs by 1e-5 and more.
+ */
+function outputBound({ dtype, quantization }: QuantizedCase): number {
+  if (dtype === "f32") return 1e-6;
+  return quantization.activation.rows === "none" ? 3e-5 : 2e-4;
+}
+
+/** Weights quantized as torchao quantizes them, and outputs of layers of them. */
+async function* checkQuantization({ path }: Folder, { device, tensors }: Run): Outcomes {
+  const file = openSafetensors(join(path, "cases.safetensors"));
+  for await (const found of computeQuantizationCases(path, { device })) {
+    if (typeof found === "string") {
+      yield { name: found, skipped: "a scheme that denoise does not have yet" };
+      continue;
+    }
+    const { name, dtype, quantization } = found;
+    for (const { key, part, dtype: stored, shape, data } of found.parts) {
+      tensors.push({ key, dtype: stored, shape, data });
+      const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+      const values = numbersOf(bytes, stored);
+      const expected = valuesOf(file, key);
+      if (part === "qdata") {
+        const { wrong, ties } = countWrongCodes(bytes, file, found);
+        yield { name: key, measure: "differences", error: wrong, ...(ties > 0 ? { note: `${ties} ties` } : {}) };
+      } else if (part === "bits" || part === "zero_point") {
+        yield { name: key, measure: "differences", error: countDifferences(values, expected) };
+      } else if (part === "scale") {
+        const error = unitsApart(data, readTensor(file, key), stored);
+        const bound = quantization.format === "fpx" ? 0 : undefined;
+        yield { name: key, measure: "units in the last place", error, bound };
+      } else {
+        const bound = part === "y" ? outputBound(found) : dtype === "f32" ? undefined : 1e-5;
+        yield { name: key, measure: "normalized squared error", error: normalizedError(values, expected), bound };
+      }
+      if (part === "y" && found.reference && quantization.activation.rows === "none") {
+        yield {
+          name: `${name}.y of what is stored`,
+          measure: "normalized squared error",
+          error: normalizedError(values, found.reference),
+          bound: dtype === "f32" ? undefined : 1e-5,
+        };
+      }
+    }
   }
 }
 
@@ -339,11 +459,13 @@ async function* checkManifests({ path }: Folder): Outcomes {
 /** The checkers: of a model's class, or by the folder's name; the latter compute nothing on a device but for pictures. */
 const CHECKERS: Readonly<Record<string, { check: (folder: Folder, run: Run) => Outcomes; everyLevel: boolean }>> = {
   FluxTransformer2DModel: { check: checkModel, everyLevel: true },
+  "FluxTransformer2DModel quantized by torchao": { check: checkQuantizedModel, everyLevel: true },
   AutoencoderKL: { check: checkModel, everyLevel: true },
   CLIPTextModel: { check: checkModel, everyLevel: true },
   T5EncoderModel: { check: checkModel, everyLevel: true },
   "flux-dev-bfl": { check: checkSingleFile, everyLevel: true },
   "shapes-flux": { check: checkPictures, everyLevel: true },
+  quantization: { check: checkQuantization, everyLevel: true },
   manifests: { check: checkManifests, everyLevel: false },
   random: { check: checkRandom, everyLevel: false },
   schedulers: { check: checkSchedulers, everyLevel: false },

@@ -53,6 +53,34 @@ def linear(task):
     }
 
 
+def int8dq(module):
+    """torchao's int8 weights by output and int8 activations by token, in place."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(module, Int8DynamicActivationInt8WeightConfig())
+    return module
+
+
+def linear_int8dq(task):
+    """(m, k) by an int8 (n, k) transposed, through torch.compile; the fastest of its modes."""
+    dtype = DTYPES[task["dtype"]]
+    x = torch.randn(task["m"], task["k"], dtype=dtype)
+    module = int8dq(torch.nn.Linear(task["k"], task["n"], bias=False, dtype=dtype).eval())
+
+    def variant(mode, freezing):
+        torch.compiler.reset()
+        with torch._inductor.config.patch(freezing=freezing):
+            function = torch.compile(module, mode=mode)
+            function(x)
+        return lambda: function(x)
+
+    variants = {}
+    for mode in ("default", "max-autotune"):
+        for freezing in (False, True):
+            variants[f"{mode}, frozen" if freezing else mode] = variant(mode, freezing)
+    return variants
+
+
 def sdpa(task):
     """softmax(q k^T / sqrt(d)) v of (b, h, s, d), stored as (b, h, s, d) and as (b, s, h, d)."""
     dtype = DTYPES[task["dtype"]]
@@ -91,6 +119,8 @@ def block(task):
     dim = heads * size
     make = {"double": FluxTransformerBlock, "single": FluxSingleTransformerBlock}[task["which"]]
     module = make(dim=dim, num_attention_heads=heads, attention_head_dim=size).to(dtype).eval()
+    if task["quantization"] == "int8dq":
+        int8dq(module)
     angles = torch.rand(text + image, size // 2).repeat_interleave(2, dim=1)
     inputs = dict(
         hidden_states=torch.randn(1, image, dim, dtype=dtype),
@@ -114,6 +144,8 @@ def pipeline(task):
 
     pipe = FluxPipeline.from_pretrained(task["model"], torch_dtype=DTYPES[task["dtype"]])
     pipe.set_progress_bar_config(disable=True)
+    if task["quantization"] == "int8dq":
+        int8dq(pipe.transformer)
     if task["mode"] != "eager":
         pipe.transformer = torch.compile(pipe.transformer, mode=task["mode"])
         pipe.vae.decode = torch.compile(pipe.vae.decode, mode=task["mode"])
@@ -124,7 +156,7 @@ def pipeline(task):
     return {task["mode"]: lambda: pipe(**call, generator=torch.Generator("cpu").manual_seed(seed)).images[0]}
 
 
-KINDS = {"linear": linear, "sdpa": sdpa, "conv2d": conv2d, "block": block, "pipeline": pipeline}
+KINDS = {"linear": linear, "linear_int8dq": linear_int8dq, "sdpa": sdpa, "conv2d": conv2d, "block": block, "pipeline": pipeline}
 
 
 def timed(function, seconds):

@@ -1,11 +1,12 @@
 //! GFLOP/s of convolutions, beside the machine's peak of multiply-adds, measured in the same run:
-//! `cargo run --release --example conv_bench [THREADS [LEVEL]]`.
+//! `cargo run --release --example conv_bench [THREADS [LEVEL [COUNT]]]`, of the first COUNT shapes.
 
 use denoise::dispatch;
 use denoise::level::Level;
 use denoise::ops::{self, Args, Cx};
 use denoise::pool::Pool;
-use denoise::schema::{DType, Op};
+use denoise::quant::quantized_conv_bytes;
+use denoise::schema::{DType, Format, Op, Rows};
 use denoise::simd::Simd;
 use denoise::view::View;
 use std::time::Instant;
@@ -54,42 +55,83 @@ fn peak(cx: &Cx) -> f64 {
 /// (height, width, channels, filters, kernel, stride, upsample)
 type Shape = (usize, usize, usize, usize, usize, usize, usize);
 
-fn measure(cx: &Cx, shape: Shape, dtype: DType, runs: usize) -> (f64, f64) {
+/// The type of x, and what the weight and x are quantized to.
+type Form = (DType, Option<(Format, Rows)>);
+
+const FORMS: [Form; 7] = [
+    (DType::F32, None),
+    (DType::BF16, None),
+    (DType::F16, None),
+    (DType::F32, Some((Format::Int8, Rows::None))),
+    (DType::F32, Some((Format::E4m3, Rows::None))),
+    (DType::F32, Some((Format::Int8, Rows::Int8))),
+    (DType::BF16, Some((Format::Int8, Rows::Int8))),
+];
+
+fn measure(cx: &Cx, shape: Shape, (dtype, quantized): Form, runs: usize) -> (f64, f64) {
     let (h, w, c, o, k, stride, upsample) = shape;
     let (ho, wo) = (h * upsample / stride, w * upsample / stride);
-    let size = dtype.size();
-    let memory = |elements: usize| {
-        let mut memory = vec![0u32; (elements * size).div_ceil(4) + 16];
+    let memory = |dtype: DType, elements: usize| {
+        let mut memory = vec![0u64; (elements * dtype.size()).div_ceil(8) + 8];
         let view = View::contiguous(memory.as_mut_ptr() as *mut u8, dtype, &[elements]);
+        let span = if dtype.is_float() { 1.0 } else { 100.0 };
         for i in 0..elements {
-            unsafe { view.set(i, ((i * 7919) % 1000) as f32 / 1000.0 - 0.5) };
+            unsafe {
+                view.set(i, span * (((i * 7919) % 1000) as f32 / 1000.0 - if dtype == DType::U8 { 0.0 } else { 0.5 }))
+            };
         }
         memory
     };
-    let ptr = |m: &mut Vec<u32>| m.as_mut_ptr() as *mut u8;
-    let (mut x, mut weight, mut out) = (memory(h * w * c), memory(o * c * k * k), memory(ho * wo * o));
-    let bytes = o.next_multiple_of(64) * c.next_multiple_of(4) * k * k * size;
-    let mut packed = vec![0u32; bytes / 4];
-    let mut bias = vec![0u32; o];
-    let operands = [
-        Some(View::contiguous(ptr(&mut weight), dtype, &[o, c, k, k])),
-        Some(View::contiguous(ptr(&mut packed), DType::U8, &[bytes])),
-    ];
-    ops::run(Op::PackConv2d, cx, &Args { operands: &operands, params: &[dtype as u32] }).unwrap();
-    let operands = [
-        Some(View::contiguous(ptr(&mut x), dtype, &[1, h, w, c])),
-        Some(View::contiguous(ptr(&mut packed), DType::U8, &[bytes])),
-        Some(View::contiguous(ptr(&mut bias), DType::F32, &[o])),
+    let view =
+        |m: &mut Vec<u64>, dtype, shape: &[usize]| Some(View::contiguous(m.as_mut_ptr() as *mut u8, dtype, shape));
+    let (mut x, mut out) = (memory(dtype, h * w * c), memory(dtype, ho * wo * o));
+    let (mut bias, mut scale, mut amax) = (memory(DType::F32, o), memory(DType::F32, o), memory(DType::F32, 1));
+    let stored = match quantized {
+        None => dtype,
+        Some((Format::Int8, _)) => DType::I8,
+        Some(_) => DType::U8,
+    };
+    let mut weight = memory(stored, o * c * k * k);
+    let bytes = match quantized {
+        None => o.next_multiple_of(64) * c.next_multiple_of(4) * k * k * dtype.size(),
+        Some(_) => quantized_conv_bytes(o, c, k, k).unwrap(),
+    };
+    let mut packed = vec![0u64; bytes / 8];
+    let size = k as u32;
+    let (op, mut params) = match quantized {
+        None => {
+            let operands = [view(&mut weight, stored, &[o, c, k, k]), view(&mut packed, DType::U8, &[bytes])];
+            ops::run(Op::PackConv2d, cx, &Args { operands: &operands, params: &[dtype as u32] }).unwrap();
+            (Op::Conv2d, vec![])
+        }
+        Some((format, rows)) => {
+            let operands = [
+                view(&mut weight, stored, &[o, c * k * k]),
+                view(&mut scale, DType::F32, &[o, 1]),
+                view(&mut packed, DType::U8, &[bytes]),
+            ];
+            let params = [c as u32, size, size, format as u32, rows as u32, dtype as u32];
+            ops::run(Op::PackQuantizedConv2d, cx, &Args { operands: &operands, params: &params }).unwrap();
+            (Op::QuantizedConv2d, vec![format as u32, rows as u32])
+        }
+    };
+    let mut operands = vec![
+        view(&mut x, dtype, &[1, h, w, c]),
+        view(&mut packed, DType::U8, &[bytes]),
+        view(&mut bias, DType::F32, &[o]),
         None,
-        Some(View::contiguous(ptr(&mut out), dtype, &[1, ho, wo, o])),
+        view(&mut out, dtype, &[1, ho, wo, o]),
     ];
-    let pad = (k as u32 - 1) / 2;
-    let params = [k as u32, k as u32, stride as u32, pad, pad, upsample as u32, 0];
+    if let Some((_, rows)) = quantized {
+        operands.insert(4, view(&mut amax, DType::F32, &[1]).filter(|_| rows == Rows::Int8));
+    }
+    let pad = (size - 1) / 2;
+    params.splice(0..0, [size, size, stride as u32, pad, pad, upsample as u32, 0]);
     let args = Args { operands: &operands, params: &params };
-    (ops::kernel(Op::Conv2d).check)(&args).unwrap();
-    let once = fastest(2, || ops::run(Op::Conv2d, cx, &args).unwrap());
+    (ops::kernel(op).check)(&args).unwrap();
+    let once = fastest(2, || ops::run(op, cx, &args).unwrap());
     let inner = (0.01 / once).ceil() as usize;
-    let seconds = fastest(runs, || (0..inner).for_each(|_| ops::run(Op::Conv2d, cx, &args).unwrap())) / inner as f64;
+    let seconds = fastest(runs, || (0..inner).for_each(|_| ops::run(op, cx, &args).unwrap())) / inner as f64;
     (seconds, (2 * ho * wo * o * c * k * k) as f64 / seconds / 1e9)
 }
 
@@ -123,14 +165,16 @@ fn main() {
     let level = Level::named(args.get(2).map_or("", |name| name)).unwrap();
     let pool = Pool::new(threads).unwrap();
     let cx = Cx { level, pool: &pool };
+    let count = args.get(3).map_or(SHAPES.len(), |n| n.parse().unwrap());
     let peak = peak(&cx);
     println!("{} on {threads} threads, peak {peak:.0} GFLOP/s in f32", level.name());
-    println!("{:>28} {:>6} {:>10} {:>9} {:>6}", "H W C O k stride upsample", "dtype", "us", "GFLOP/s", "peak");
-    for shape in SHAPES {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let (seconds, rate) = measure(&cx, shape, dtype, 10);
+    println!("{:>28} {:>16} {:>10} {:>9} {:>6}", "H W C O k stride upsample", "x weight rows", "us", "GFLOP/s", "peak");
+    for shape in &SHAPES[..count] {
+        for form in FORMS {
+            let (seconds, rate) = measure(&cx, *shape, form, 8);
             let text = format!("{shape:?}").replace(['(', ')', ','], "");
-            println!("{text:>28} {:>6} {:>10.1} {rate:>9.1} {:>6.2}", format!("{dtype:?}"), seconds * 1e6, rate / peak);
+            let form = form.1.map_or(format!("{:?}", form.0), |(f, r)| format!("{:?} {f:?} {r:?}", form.0));
+            println!("{text:>28} {form:>16} {:>10.1} {rate:>9.1} {:>6.2}", seconds * 1e6, rate / peak);
         }
     }
 }

@@ -3,15 +3,35 @@
 use crate::error::{Code, Error, Result};
 use memmap2::{Mmap, MmapMut};
 use std::collections::HashMap;
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::SystemTime;
 
 /// What a program may read, and, where it is not a file, write.
 pub enum Buffer {
     /// Zeroed memory.
     Owned(Owned),
     /// Bytes of a file; never written.
-    Mapped(Arc<Mmap>, usize, usize),
+    Mapped(Mapped),
+}
+
+/// A part of a mapped file.
+pub struct Mapped {
+    file: Arc<Mmap>,
+    offset: usize,
+    len: usize,
+}
+
+impl Drop for Mapped {
+    /// The file may stay mapped for the sake of other parts; this one's pages need not be in memory for it.
+    fn drop(&mut self) {
+        // Sound for a file that is mapped to be read: whoever reads these pages again has them read in again.
+        #[cfg(unix)]
+        unsafe {
+            let _ = self.file.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.offset, self.len);
+        }
+    }
 }
 
 /// Zeroed memory, aligned to 64 bytes, that frees itself.
@@ -70,8 +90,31 @@ impl Owned {
     }
 }
 
+/// What tells a file from another that was written to its path later.
+#[derive(PartialEq, Eq, Hash)]
+struct FileKey {
+    path: PathBuf,
+    len: u64,
+    modified: Option<SystemTime>,
+    /// Device and number, where files have them.
+    id: (u64, u64),
+}
+
+impl FileKey {
+    fn of(path: &Path, metadata: &Metadata) -> Self {
+        #[cfg(unix)]
+        let id = {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.dev(), metadata.ino())
+        };
+        #[cfg(not(unix))]
+        let id = (0, 0);
+        FileKey { path: path.to_path_buf(), len: metadata.len(), modified: metadata.modified().ok(), id }
+    }
+}
+
 /// Files that are mapped now, so that a thousand tensors of one file share one mapping.
-static MAPS: Mutex<Option<HashMap<PathBuf, Weak<Mmap>>>> = Mutex::new(None);
+static MAPS: Mutex<Option<HashMap<FileKey, Weak<Mmap>>>> = Mutex::new(None);
 
 impl Buffer {
     /// Zeroed memory.
@@ -92,14 +135,14 @@ impl Buffer {
                 ),
             ));
         }
-        Ok(Buffer::Mapped(map, offset, len))
+        Ok(Buffer::Mapped(Mapped { file: map, offset, len }))
     }
 
     /// How many bytes there are.
     pub fn len(&self) -> usize {
         match self {
             Buffer::Owned(owned) => owned.len,
-            Buffer::Mapped(_, _, len) => *len,
+            Buffer::Mapped(mapped) => mapped.len,
         }
     }
 
@@ -117,7 +160,7 @@ impl Buffer {
     pub fn ptr(&self) -> *mut u8 {
         match self {
             Buffer::Owned(owned) => owned.ptr,
-            Buffer::Mapped(map, offset, _) => unsafe { map.as_ptr().add(*offset) as *mut u8 },
+            Buffer::Mapped(mapped) => unsafe { mapped.file.as_ptr().add(mapped.offset) as *mut u8 },
         }
     }
 
@@ -151,15 +194,16 @@ impl Buffer {
 
 fn map_file(path: &Path) -> Result<Arc<Mmap>> {
     let failed = |e: std::io::Error| Error::new(Code::Io, format!("Cannot map {}: {e}", path.display()));
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let key = FileKey::of(path, &file.metadata().map_err(failed)?);
     let mut maps = MAPS.lock().unwrap_or_else(|e| e.into_inner());
     let maps = maps.get_or_insert_with(HashMap::new);
-    if let Some(map) = maps.get(path).and_then(Weak::upgrade) {
+    if let Some(map) = maps.get(&key).and_then(Weak::upgrade) {
         return Ok(map);
     }
     maps.retain(|_, map| map.strong_count() > 0);
-    let file = std::fs::File::open(path).map_err(failed)?;
     // Sound as long as nobody truncates the file while it is in use, which is every mapping's condition.
     let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(failed)?);
-    maps.insert(path.to_path_buf(), Arc::downgrade(&map));
+    maps.insert(key, Arc::downgrade(&map));
     Ok(map)
 }

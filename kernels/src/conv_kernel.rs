@@ -6,17 +6,22 @@
 //! modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
 //! tile's loop needs no strides, no borders and no dtypes.
 //!
-//! `winograd` and `few` are other ways over the same slab, for kernels of 3 by 3 and for few filters.
+//! `winograd` and `few` are other ways over the same slab, for kernels of 3 by 3 and for few filters. Quantized weights
+//! are decoded a block at a time before they are multiplied, or multiplied as integers with an input that is quantized
+//! on its way into the slab; scales wait for the end of the sums.
 
 use crate::activation::act;
 use crate::dispatch;
-use crate::schema::Activation;
+use crate::schema::{Activation, Format};
 use crate::simd::{Element, Simd};
 use crate::view::View;
+use codes::{Codes, decode};
 use half::bf16;
 use std::marker::PhantomData;
 
+pub mod codes;
 pub mod few;
+pub mod integers;
 pub mod winograd;
 
 /// Units in a cell.
@@ -27,18 +32,32 @@ pub const CELL: usize = 64;
 /// How values are multiplied: what a unit and its weights are.
 #[allow(clippy::missing_safety_doc)]
 pub trait Arith: Copy + Send + Sync + 'static {
-    /// The storage of activations and weights.
+    /// The storage of activations.
     type E: Element;
+    /// The storage of weights.
+    type W: Copy;
     /// Channels in a unit.
     const CHANNELS: usize;
-    /// Fills a cell from `n` adjacent channels, at least one; nothing beyond them is read.
-    unsafe fn fill<S: Simd>(cell: *mut f32, x: *const Self::E, n: usize);
+    /// Each byte of a cell of zeros.
+    const ZERO: u8 = 0;
+    /// Fills a cell from `n` adjacent channels, at least one; nothing beyond them is read. `inverse` is one over the
+    /// scale of a quantized input.
+    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const Self::E, n: usize, inverse: f32);
     /// One unit's weight of one filter of a block, as a unit.
-    unsafe fn weight(w: *const Self::E, filter: usize) -> f32;
+    unsafe fn weight(w: *const Self::W, filter: usize) -> f32;
     /// One unit's weights of a vector of filters.
-    unsafe fn weights<S: Simd>(w: *const Self::E) -> S::V;
+    unsafe fn weights<S: Codes>(w: *const Self::W) -> S::V;
     /// sum + unit * weights.
-    unsafe fn madd<S: Simd>(sum: S::V, unit: S::V, weights: S::V) -> S::V;
+    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V;
+    /// The sum of the lanes of a sum, as a lane.
+    unsafe fn across<S: Codes>(sum: S::V) -> f32 {
+        unsafe { S::sum(sum) }
+    }
+    /// A sum as floats. `excess` is what a quantized input's codes add to it beyond their values.
+    unsafe fn total<S: Codes>(sum: S::V, excess: S::V) -> S::V {
+        let _ = excess;
+        sum
+    }
 }
 
 /// Values widened to f32: input while it is copied into the slab, weights while they are read.
@@ -47,10 +66,11 @@ pub struct Widen<E>(PhantomData<E>);
 
 impl<E: Element> Arith for Widen<E> {
     type E = E;
+    type W = E;
     const CHANNELS: usize = 1;
 
     #[inline(always)]
-    unsafe fn fill<S: Simd>(cell: *mut f32, x: *const E, n: usize) {
+    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const E, n: usize, _: f32) {
         unsafe {
             let mut i = 0;
             while i < UNITS {
@@ -71,11 +91,11 @@ impl<E: Element> Arith for Widen<E> {
         unsafe { (*w.add(filter)).get() }
     }
     #[inline(always)]
-    unsafe fn weights<S: Simd>(w: *const E) -> S::V {
+    unsafe fn weights<S: Codes>(w: *const E) -> S::V {
         unsafe { E::load::<S>(w) }
     }
     #[inline(always)]
-    unsafe fn madd<S: Simd>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
         unsafe { S::fma(unit, weights, sum) }
     }
 }
@@ -86,10 +106,11 @@ pub struct Pairs;
 
 impl Arith for Pairs {
     type E = bf16;
+    type W = bf16;
     const CHANNELS: usize = 2;
 
     #[inline(always)]
-    unsafe fn fill<S: Simd>(cell: *mut f32, x: *const bf16, n: usize) {
+    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const bf16, n: usize, _: f32) {
         unsafe {
             if n >= 2 * UNITS {
                 std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, CELL);
@@ -109,13 +130,26 @@ impl Arith for Pairs {
         unsafe { *(w as *const f32).add(filter) }
     }
     #[inline(always)]
-    unsafe fn weights<S: Simd>(w: *const bf16) -> S::V {
+    unsafe fn weights<S: Codes>(w: *const bf16) -> S::V {
         unsafe { S::load(w as *const f32) }
     }
     #[inline(always)]
-    unsafe fn madd<S: Simd>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
         unsafe { S::dot_bf16(sum, unit, weights) }
     }
+}
+
+/// What quantized weights bring along.
+#[derive(Clone, Copy)]
+pub struct Quantized {
+    /// Codes that are decoded to the type of activations before they are multiplied; `None` where integers are.
+    pub format: Option<Format>,
+    /// A scale for each filter, and for those that fill the last block.
+    pub scales: *const f32,
+    /// `Arith::total`'s excess of each filter of `scales`.
+    pub excess: *const f32,
+    /// The scale of the input, 1 where it is not quantized.
+    pub scale: f32,
 }
 
 /// What all tasks of one convolution share.
@@ -123,6 +157,7 @@ pub struct Plan {
     pub x: View,
     /// The packed weights: blocks of filters, each (group, tap, unit, filter of the block).
     pub weight: *const u8,
+    pub quantized: Option<Quantized>,
     pub bias: Option<View>,
     /// Broadcast to out's shape.
     pub residual: Option<View>,
@@ -166,6 +201,21 @@ impl Plan {
     pub fn slab_bytes(&self) -> usize {
         self.slab_rows() * self.groups * self.columns() * CELL
     }
+    /// How weights are decoded before they are multiplied, if they are.
+    pub fn decoded(&self) -> Option<Format> {
+        self.quantized.and_then(|q| q.format)
+    }
+    /// Bytes of a stored weight.
+    pub fn weight_size<A: Arith>(&self) -> usize {
+        if self.decoded().is_some() { 1 } else { size_of::<A::W>() }
+    }
+    /// Bytes of the decoded weights of one block of filters and one range of channels.
+    pub fn decoded_bytes<A: Arith>(&self, width: usize) -> usize {
+        match self.decoded() {
+            Some(_) => self.groups * UNITS * A::CHANNELS * self.taps.len() * width * A::E::SIZE,
+            None => 0,
+        }
+    }
 }
 
 /// The part of the result that one task computes.
@@ -194,9 +244,14 @@ pub const fn tile_pixels<S: Simd>(vectors: usize) -> usize {
     }
 }
 
+/// One over the scale of a quantized input, 0 where there is none: a scale of 0 has only codes of 0.
+pub fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
 /// Copies the input that a task sees, `channels` of them from `channel` on, into the slab.
 #[inline(always)]
-unsafe fn fill_slab<S: Simd, A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) {
+unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) {
     unsafe {
         let x = &plan.x;
         let (height, width) = (x.dims[1] * plan.upsample, x.dims[2] * plan.upsample);
@@ -205,12 +260,13 @@ unsafe fn fill_slab<S: Simd, A: Arith>(plan: &Plan, task: &Task, channel: usize,
         let group_step = plan.columns() * CELL;
         let per_group = UNITS * A::CHANNELS;
         let groups = channels.div_ceil(per_group);
+        let inverse = plan.quantized.map_or(1.0, |q| inverse(q.scale));
         for row in 0..rows {
             // Wraps to a huge value above the input.
             let y = (task.origin.0 * plan.stride + row).wrapping_sub(plan.pad_top);
             let row_cells = slab.add(row * plan.groups * group_step);
             if y >= height {
-                std::ptr::write_bytes(row_cells, 0, groups * group_step);
+                std::ptr::write_bytes(row_cells, A::ZERO, groups * group_step);
                 continue;
             }
             let line = task.batch * x.strides[0] + y / plan.upsample * x.strides[1] + channel;
@@ -221,7 +277,7 @@ unsafe fn fill_slab<S: Simd, A: Arith>(plan: &Plan, task: &Task, channel: usize,
                 let mut cell = column_cells;
                 if at >= width {
                     for _ in 0..groups {
-                        std::ptr::write_bytes(cell, 0, CELL);
+                        std::ptr::write_bytes(cell, A::ZERO, CELL);
                         cell = cell.add(group_step);
                     }
                 } else {
@@ -229,7 +285,7 @@ unsafe fn fill_slab<S: Simd, A: Arith>(plan: &Plan, task: &Task, channel: usize,
                     let mut from = x.at::<A::E>(line + column * x.strides[2]);
                     let mut left = channels;
                     for _ in 0..groups {
-                        A::fill::<S>(cell as *mut f32, from, left.min(per_group));
+                        A::fill::<S>(cell as *mut f32, from, left.min(per_group), inverse);
                         cell = cell.add(group_step);
                         from = from.wrapping_add(per_group);
                         left = left.saturating_sub(per_group);
@@ -263,10 +319,10 @@ struct Sum<'a> {
 // Plain counted loops are what the compiler keeps in registers.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn tile<S: Simd, A: Arith, const M: usize, const V: usize>(
+unsafe fn tile<S: Codes, A: Arith, const M: usize, const V: usize>(
     sum: &Sum,
     x: *const u8,
-    mut w: *const A::E,
+    mut w: *const A::W,
     sums: *mut f32, // (M, V)
 ) {
     unsafe {
@@ -312,12 +368,12 @@ unsafe fn tile<S: Simd, A: Arith, const M: usize, const V: usize>(
 
 /// `tile` for a number of pixels and vectors that only the run knows.
 #[inline(always)]
-unsafe fn any_tile<S: Simd, A: Arith>(
+unsafe fn any_tile<S: Codes, A: Arith>(
     m: usize,
     vectors: usize,
     sum: &Sum,
     x: *const u8,
-    w: *const A::E,
+    w: *const A::W,
     sums: *mut f32,
 ) {
     macro_rules! arms {
@@ -336,7 +392,7 @@ unsafe fn any_tile<S: Simd, A: Arith>(
 
 /// Bias, activation, residual, and the result of a tile: `m` pixels from (row, column) on, filters from `filter` on.
 #[inline(always)]
-unsafe fn finish<S: Simd, A: Arith>(
+unsafe fn finish<S: Codes, A: Arith>(
     plan: &Plan,
     at: (usize, usize, usize), // batch, row, column
     m: usize,
@@ -359,19 +415,23 @@ unsafe fn finish<S: Simd, A: Arith>(
                 Some(bias) => S::load_n(bias.at(filter), n),
                 None => S::splat(0.0),
             };
+            let (scale, excess) = match &plan.quantized {
+                Some(q) => (S::mul(S::splat(q.scale), S::load(q.scales.add(filter))), S::load(q.excess.add(filter))),
+                None => (S::splat(1.0), S::splat(0.0)),
+            };
+            let sum = |sums: *const f32| S::fma(A::total::<S>(S::load(sums), excess), scale, bias);
             let mut to = out.at::<A::E>(start(out) + filter);
             let mut sums = sums.add(v * S::LANES);
             if plan.act == Activation::None && plan.residual.is_none() && n == S::LANES {
                 for _ in 0..m {
-                    A::E::store::<S>(to, S::add(S::load(sums), bias));
+                    A::E::store::<S>(to, sum(sums));
                     to = to.wrapping_add(out.strides[2]);
                     sums = sums.wrapping_add(vectors * S::LANES);
                 }
                 continue;
             }
             for p in 0..m {
-                let y = S::add(S::load(sums), bias);
-                let mut y = act::<S>(plan.act, y);
+                let mut y = act::<S>(plan.act, sum(sums));
                 if let Some(residual) = &plan.residual {
                     let step = residual.strides[3];
                     let from = start(residual) + p * residual.strides[2] + filter * step;
@@ -403,9 +463,9 @@ unsafe fn finish<S: Simd, A: Arith>(
 }
 
 /// One task: the slab is filled for a range of channels at a time, and swept by every block of filters. Sums wait in
-/// `sums` between ranges.
+/// `sums` between ranges; quantized weights are decoded to `decoded`.
 #[inline(always)]
-unsafe fn block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32) {
+unsafe fn block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8) {
     unsafe {
         let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
         let width = 2 * S::LANES;
@@ -421,8 +481,17 @@ unsafe fn block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, s
             for b in task.blocks.0..task.blocks.1 {
                 let filter = b * width;
                 let vectors = if filters - filter > S::LANES { 2 } else { 1 };
-                let w = plan.weight.add(b * plan.panel) as *const A::E;
-                let w = w.add(channel.next_multiple_of(A::CHANNELS) * plan.taps.len() * vectors * S::LANES);
+                let each = plan.taps.len() * vectors * S::LANES; // weights of a channel
+                let w = plan.weight.add(b * plan.panel);
+                let w = w.add(channel.next_multiple_of(A::CHANNELS) * each * plan.weight_size::<A>());
+                let w = match plan.decoded() {
+                    Some(format) => {
+                        let count = channels.next_multiple_of(A::CHANNELS) * each;
+                        decode::<S, A::E>(format, w, count, decoded as *mut A::E);
+                        decoded
+                    }
+                    None => w,
+                } as *const A::W;
                 // As even as can be, so that no tile is too small to hide the latency of its sums.
                 let tiles = task.size.1.div_ceil(tile_pixels::<S>(vectors));
                 let (least, longer) = (task.size.1 / tiles, task.size.1 % tiles);
@@ -449,4 +518,6 @@ unsafe fn block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, s
         }
     }
 }
-dispatch!(pub fn block<A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32) => block_on);
+dispatch!(pub fn block<A: Arith>(
+    plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8
+) => block_on);

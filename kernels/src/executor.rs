@@ -2,7 +2,7 @@
 
 use crate::buffer::{Buffer, Owned};
 use crate::error::{Code, Error, Result};
-use crate::level::Level;
+use crate::level::{Level, default_threads};
 use crate::ops::{self, Args, Cx};
 use crate::pool::Pool;
 use crate::program::{Program, Slot};
@@ -27,8 +27,7 @@ struct State {
 impl Device {
     /// A device of a level with a number of threads, 0 for as many as the machine has.
     pub fn new(level: Level, threads: usize) -> Result<Self> {
-        let threads =
-            if threads == 0 { std::thread::available_parallelism().map(|n| n.get()).unwrap_or(1) } else { threads };
+        let threads = if threads == 0 { default_threads() } else { threads };
         let state = State { pool: Pool::new(threads)?, arena: Owned::new(0)?, arena_len: 0 };
         Ok(Self { level, state: Mutex::new(state) })
     }

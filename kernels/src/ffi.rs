@@ -7,9 +7,10 @@ use crate::buffer::Buffer;
 use crate::error::{Code, Error, Result};
 use crate::executor::Device;
 use crate::handles::{self, Object};
-use crate::level::Level;
+use crate::level::{Level, cpu_model, default_threads};
+use crate::ops::variants;
 use crate::program::Program;
-use crate::schema::SCHEMA_HASH;
+use crate::schema::{SCHEMA_HASH, SPECS};
 use deno_bindgen::deno_bindgen;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -55,17 +56,26 @@ fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
     std::str::from_utf8(bytes).map_err(|_| Error::new(Code::BadArgument, format!("The {what} is not UTF-8")))
 }
 
-/// Writes `version\nschema hash\nbest level\nlevels of this CPU` into `out`; gives the length.
+/// Writes `version\nschema hash\nbest level\nlevels of this CPU\nits model\nthreads\nkernels with variants` into `out`, a
+/// kernel as `name=count`; gives the length.
 #[deno_bindgen]
 fn denoise_describe(out: &mut [u8]) -> u32 {
     let levels: Vec<&str> = Level::ALL.into_iter().filter(|l| l.supported()).map(Level::name).collect();
+    let variants: Vec<String> = SPECS
+        .iter()
+        .filter(|spec| spec.params.iter().any(|(name, _)| *name == "variant"))
+        .map(|spec| format!("{}={}", spec.name, variants(spec.op)))
+        .collect();
     let text = format!(
-        "{}\n{} {}\n{}\n{}",
+        "{}\n{} {}\n{}\n{}\n{}\n{}\n{}",
         env!("CARGO_PKG_VERSION"),
         SCHEMA_HASH[0],
         SCHEMA_HASH[1],
         Level::best().name(),
-        levels.join(" ")
+        levels.join(" "),
+        cpu_model(),
+        default_threads(),
+        variants.join(" ")
     );
     let len = text.len().min(out.len());
     out[..len].copy_from_slice(&text.as_bytes()[..len]);

@@ -7,6 +7,7 @@
 //! from the second.
 
 use crate::activation::act;
+use crate::codes::{Codes, Fp8, fp8_to_bf16, fp8_to_f32};
 use crate::dispatch;
 use crate::error::Result;
 use crate::level::Level;
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Steps of K in a block: a panel's block takes 32 KB of four-byte lanes in AVX-512.
 pub const BLOCK: usize = 256;
+/// Steps that are decoded at a time for a single tile.
+pub const PART: usize = 64;
 /// The distance between staged rows: an odd number of cache lines, so that the rows of a tile spread over all sets.
 const ROW: usize = BLOCK + 16;
 /// Staged rows that may stay for all of K, in four-byte units: most of a second-level cache.
@@ -28,6 +31,8 @@ const STAGED: usize = 160 * 1024;
 const ROWS: usize = 168;
 /// Columns in a task where staging is repeated for each.
 const WIDE: usize = 256;
+/// Ways to cut the work: the parameter `variant` of kernels is below it.
+pub const VARIANTS: u32 = 4;
 /// Threads that remember what they staged; others stage again for every task.
 const REMEMBERED: usize = 64;
 
@@ -69,6 +74,14 @@ pub trait Product: Copy + Send + Sync + 'static {
     fn rows(registers: usize) -> usize {
         (registers - 4) / 2
     }
+    /// A sum as a float.
+    ///
+    /// # Safety
+    /// The CPU has the level of `S`.
+    #[inline(always)]
+    unsafe fn float<S: Simd>(sum: S::V) -> S::V {
+        sum
+    }
     /// Sums (R, panel) of a tile.
     ///
     /// # Safety
@@ -81,7 +94,7 @@ pub trait Product: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// All elements can be read, `len` over the step units written.
-    unsafe fn stage<S: Simd>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
 }
 
 #[inline(always)]
@@ -120,7 +133,7 @@ impl<E: Element> Product for Stored<E> {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
         unsafe { widen::<S, E>(from, stride, len, to) }
     }
 }
@@ -144,7 +157,7 @@ impl<E: Element> Product for Widened<E> {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
         unsafe { widen::<S, E>(from, stride, len, to) }
     }
 }
@@ -168,7 +181,7 @@ impl Product for Pairs {
         unsafe { S::dot_bf16(acc, a, b) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
+    unsafe fn stage<S: Codes>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
         unsafe {
             let to = to as *mut bf16;
             if stride == 1 {
@@ -221,7 +234,11 @@ impl<E: Element> Product for Integers<E> {
         unsafe { S::add_i32(a, b) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+    unsafe fn float<S: Simd>(sum: S::V) -> S::V {
+        unsafe { S::float_i32(sum) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
         unsafe {
             if S::VNNI {
                 let to = to as *mut u8;
@@ -241,38 +258,89 @@ impl<E: Element> Product for Integers<E> {
     }
 }
 
-/// `Integers` whose B has scales for groups of K: the sums of each group are exact in i32, and added up in f32.
+/// A in codes of fp8, whose scale waits for the epilogue, and B in f32.
 #[derive(Clone, Copy)]
-pub struct GroupedIntegers<E>(PhantomData<E>);
+pub struct WidenedFp8<F, E>(PhantomData<(F, E)>);
 
-impl<E: Element> Product for GroupedIntegers<E> {
+impl<F: Fp8, E: Element> Product for WidenedFp8<F, E> {
     type A = u8;
     type E = E;
-    type Tiles = GroupedIntegers<f32>;
-    const STEP: usize = 2;
+    type Tiles = Stored<f32>;
+    const STEP: usize = 1;
     const BYTES: usize = 4;
-    fn step(level: Level) -> usize {
-        Integers::<E>::step(level)
-    }
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { Integers::<E>::load::<S>(p) }
+        unsafe { S::load(p as *const f32) }
     }
     #[inline(always)]
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        unsafe { Integers::<E>::mac::<S>(acc, a, b) }
+        unsafe { S::fma(a, b, acc) }
     }
-    /// Two floats beside the integers.
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe { fp8_to_f32::<S, F>(from, len, to) }
+    }
+}
+
+/// A in codes of fp8, as pairs of bf16, in which they are exact.
+#[derive(Clone, Copy)]
+pub struct PairsFp8<F, E>(PhantomData<(F, E)>);
+
+impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
+    type A = u8;
+    type E = E;
+    type Tiles = Pairs;
+    const STEP: usize = 2;
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { Pairs::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { Pairs::mac::<S>(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            fp8_to_bf16::<S, F>(from, len, to as *mut bf16);
+            pair_last(to as *mut bf16, len);
+        }
+    }
+}
+
+/// A product whose B has scales for groups of K: each group's sums are multiplied by them, and added up in f32.
+#[derive(Clone, Copy)]
+pub struct Grouped<P>(PhantomData<P>);
+
+impl<P: Product> Product for Grouped<P> {
+    type A = P::A;
+    type E = P::E;
+    type Tiles = Grouped<P::Tiles>;
+    const STEP: usize = P::STEP;
+    const BYTES: usize = P::BYTES;
+    fn step(level: Level) -> usize {
+        P::step(level)
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { P::load::<S>(p) }
+    }
+    #[inline(always)]
+    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
+        unsafe { P::mac::<S>(acc, a, b) }
+    }
+    /// Each with two sums of all groups besides.
     fn rows(registers: usize) -> usize {
         (registers - 4) / 4
     }
     #[inline(always)]
     unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate_groups::<S, R>(t) }
+        unsafe { accumulate_groups::<S, P, R>(t) }
     }
     #[inline(always)]
-    unsafe fn stage<S: Simd>(from: *const u8, stride: usize, len: usize, to: *mut f32) {
-        unsafe { Integers::<E>::stage::<S>(from, stride, len, to) }
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32) {
+        unsafe { P::stage::<S>(from, stride, len, to) }
     }
 }
 
@@ -281,7 +349,7 @@ pub trait Blocks: Sync {
     /// Writes `steps` steps of a panel, from step `first` on, as the product's B.
     ///
     /// # Safety
-    /// `first` is a multiple of `BLOCK`, and `to` has room for as many steps.
+    /// `first` is a multiple of `PART`, and `to` has room for `BLOCK` steps.
     unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8);
 }
 
@@ -425,14 +493,17 @@ impl Region {
 }
 
 /// Runs a multiply whose B is packed for the level.
-pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
+///
+/// `variant` picks a way to cut the work: 0 by shape, 1 into tasks of half as many columns, 2 of twice as many, 3 with
+/// rows staged once for all columns where 0 stages them again, and the reverse.
+pub fn gemm<P: Product>(cx: &Cx, g: &Gemm, variant: u32) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
     let steps = g.k.div_ceil(P::step(cx.level));
     let blocks = steps.div_ceil(BLOCK).max(1);
     // Blocks of rows depend on the shape alone, so that the order of every sum does.
-    let whole = g.m.min(56) * blocks * ROW <= STAGED;
+    let whole = (g.m.min(56) * blocks * ROW <= STAGED) != (variant == 3);
     let most = if whole { (STAGED / (blocks * ROW)).max(1) } else { ROWS };
     let row_blocks = g.m.div_ceil(most);
     let rows = g.m.div_ceil(row_blocks);
@@ -445,6 +516,11 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm) -> Result<()> {
     let least = if whole { (400 / cost.max(1)).max(1) } else { WIDE / panel };
     let tasks = if threads == 1 { 1 } else { (panels / least).clamp(1, threads * if whole { 16 } else { 64 }) };
     let width = panels.div_ceil(tasks).clamp(1, if whole { 1024 } else { 2 * WIDE } / panel);
+    let width = match variant {
+        1 => width.div_ceil(2),
+        2 => (2 * width).min(panels),
+        _ => width,
+    };
     let column_blocks = panels.div_ceil(width);
     let staged: [AtomicUsize; REMEMBERED] = [const { AtomicUsize::new(usize::MAX) }; REMEMBERED];
     cx.pool.run(row_blocks * column_blocks, &|index, thread| {
@@ -498,7 +574,7 @@ pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
 dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) => block_on);
 
 #[inline(always)]
-unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
+unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
     unsafe {
         let offsets = scratch as *mut Offsets;
         let stage = scratch.add(sizes[0]) as *mut f32;
@@ -527,30 +603,41 @@ unsafe fn block_on<S: Simd, P: Product>(level: Level, g: &Gemm, region: &Region,
                 }
             }
             let last = block + 1 == blocks;
+            // What is decoded for one tile stays in the first-level cache; for many, longer parts cost fewer sums.
+            let part = if g.blocks.is_some() && tiles == 1 { PART } else { BLOCK };
             for p in 0..panels {
                 let column = region.column + p * panel;
-                let (b, next) = if let Some(blocks) = g.blocks {
-                    blocks.decode(column / panel, first, count, decoded);
-                    (decoded as *const u8, decoded as *const u8)
-                } else {
-                    let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
-                    // The block after this one, which the first tile fetches into the second-level cache.
-                    (b, if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b })
-                };
-                let groups = g.groups.panel(column, panel, first);
-                let mut row = 0;
-                for t in 0..tiles {
-                    let end = (t + 1) * region.rows / tiles;
-                    let rows = end - row;
-                    let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
-                    let ahead = if t == 0 { next } else { b };
-                    let a = stage.add(row * ROW);
-                    let t = Tile { a, b, steps: count, sums: sum, add: block > 0, ahead, groups };
-                    tile::<P::Tiles>(level, rows, t);
-                    if last {
-                        finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
+                for done in (0..count.max(1)).step_by(part) {
+                    let first = first + done;
+                    let count = part.min(count - done);
+                    let groups = g.groups.panel(column, panel, first);
+                    let stored = g.b.wrapping_add((column / panel) * g.b_panel);
+                    let mut b = stored.wrapping_add(first * panel * P::BYTES);
+                    // The next panel's part, which is fetched into the second-level cache meanwhile.
+                    let (mut next, mut share) = (if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b }, 0);
+                    if let Some(blocks) = g.blocks {
+                        blocks.decode(column / panel, first, count, decoded);
+                        b = decoded;
+                        next = stored.wrapping_add(g.b_panel + g.b_panel * first / steps.max(1));
+                        share = (g.b_panel * count / steps.max(1)).div_ceil(tiles);
                     }
-                    row = end;
+                    let mut row = 0;
+                    for t in 0..tiles {
+                        let end = (t + 1) * region.rows / tiles;
+                        let rows = end - row;
+                        let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
+                        for line in (0..share).step_by(64) {
+                            prefetch(next.wrapping_add(t * share + line));
+                        }
+                        let ahead = if t == 0 && share == 0 { next } else { b };
+                        let a = stage.add(row * ROW + done);
+                        let add = block > 0 || done > 0;
+                        tile::<P::Tiles>(level, rows, Tile { a, b, steps: count, sums: sum, add, ahead, groups });
+                        if last && first + count == steps {
+                            finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
+                        }
+                        row = end;
+                    }
                 }
             }
         }
@@ -696,15 +783,14 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     }
 }
 
-/// Sums (R, panel) in f32 of integers' sums by group.
+/// Sums (R, panel) in f32 of scaled sums by group.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
-unsafe fn accumulate_groups<S: Simd, const R: usize>(t: Tile) {
-    type P = Integers<f32>;
-    if R > GroupedIntegers::<f32>::rows(S::REGISTERS) {
+unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize>(t: Tile) {
+    if R > Grouped::<P>::rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
-    let Tile { a, b, steps, sums, add, ahead, groups } = t;
+    let Tile { a, b, steps, sums, add, groups, .. } = t;
     unsafe {
         let zero = S::splat(0.0);
         let mut total = [[zero; 2]; R];
@@ -715,7 +801,7 @@ unsafe fn accumulate_groups<S: Simd, const R: usize>(t: Tile) {
                 }
             }
         }
-        let vector = S::LANES * 4;
+        let vector = S::LANES * P::BYTES;
         let mut group = groups.first / groups.steps;
         let mut s = 0;
         while s < steps {
@@ -723,8 +809,6 @@ unsafe fn accumulate_groups<S: Simd, const R: usize>(t: Tile) {
             let mut acc = [[zero; 2]; R];
             while s < end {
                 let at = s * 2 * vector;
-                prefetch(ahead.wrapping_add(at));
-                prefetch(ahead.wrapping_add(at + vector));
                 let (b0, b1) = (P::load::<S>(b.add(at)), P::load::<S>(b.add(at + vector)));
                 for r in 0..R {
                     let x = S::splat(*a.add(r * ROW + s));
@@ -736,7 +820,7 @@ unsafe fn accumulate_groups<S: Simd, const R: usize>(t: Tile) {
             for v in 0..2 {
                 let scale = S::load(groups.scales.add((group * 2 + v) * S::LANES));
                 for r in 0..R {
-                    total[r][v] = S::fma(S::float_i32(acc[r][v]), scale, total[r][v]);
+                    total[r][v] = S::fma(P::float::<S>(acc[r][v]), scale, total[r][v]);
                 }
             }
             group += 1;

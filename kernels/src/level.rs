@@ -82,3 +82,29 @@ impl Level {
         Ok(level)
     }
 }
+
+/// What this CPU calls itself, with the number of its make: tunings are kept by it.
+pub fn cpu_model() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        let words = |leaf| {
+            let r = __cpuid(leaf);
+            [r.eax, r.ebx, r.ecx, r.edx]
+        };
+        let brand: Vec<u8> = match words(0x8000_0000)[0] {
+            0x8000_0004.. => (0x8000_0002..=0x8000_0004).flat_map(words).flat_map(u32::to_le_bytes).collect(),
+            _ => Vec::new(),
+        };
+        let brand: String = brand.iter().map(|&c| if c.is_ascii_graphic() { c as char } else { ' ' }).collect();
+        let name = brand.split_whitespace().collect::<Vec<_>>().join(" ");
+        format!("{} {:08x}", if name.is_empty() { "x86_64" } else { &name }, words(1)[0])
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH.to_string()
+}
+
+/// How many threads a device has that is told no number.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}

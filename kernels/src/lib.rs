@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod buffer;
+pub mod codes;
 pub mod conv_kernel;
 pub mod error;
 pub mod executor;

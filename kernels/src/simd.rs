@@ -698,46 +698,47 @@ pub use x86::{Avx2, Avx512, Avx512Bf16};
 /// dispatch!(fn softmax_rows(x: View, out: View) => softmax_rows_on);
 /// ```
 ///
-/// The kernel is `#[inline(always)] unsafe fn softmax_rows_on<S: Simd>(x: View, out: View)`. A closure that it hands on
+/// The kernel is `#[inline(always)] unsafe fn softmax_rows_on<S: Simd>(x: View, out: View)`. Types that it takes besides
+/// follow the name as `<T: Trait>`, numbers after them as in `<T: Trait; R>`. A closure that it hands on
 /// must itself be inlined, or it is compiled without the level's instructions: call the dispatched function inside the
 /// pool's task, not the pool inside the dispatched function.
 #[macro_export]
 macro_rules! dispatch {
-    ($vis:vis fn $name:ident $(<$($g:ident : $bound:path),*>)? ($($arg:ident : $type:ty),* $(,)?) $(-> $ret:ty)? => $kernel:ident) => {
+    ($vis:vis fn $name:ident $(<$($g:ident : $bound:path),* $(; $($c:ident),*)?>)? ($($arg:ident : $type:ty),* $(,)?) $(-> $ret:ty)? => $kernel:ident) => {
         /// Runs the kernel at a level.
         ///
         /// # Safety
         /// The CPU has the level; pointers are as the kernel says.
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name $(<$($g: $bound),*>)? (level: $crate::level::Level, $($arg: $type),*) $(-> $ret)? {
+        $vis unsafe fn $name $(<$($g: $bound),* $($(, const $c: usize)*)?>)? (level: $crate::level::Level, $($arg: $type),*) $(-> $ret)? {
             use $crate::level::Level;
             #[cfg(target_arch = "x86_64")]
             #[allow(clippy::too_many_arguments)]
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn avx2 $(<$($g: $bound),*>)? ($($arg: $type),*) $(-> $ret)? {
-                unsafe { $kernel::<$crate::simd::Avx2 $($(, $g)*)?>($($arg),*) }
+            unsafe fn avx2 $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
+                unsafe { $kernel::<$crate::simd::Avx2 $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[allow(clippy::too_many_arguments)]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-            unsafe fn avx512 $(<$($g: $bound),*>)? ($($arg: $type),*) $(-> $ret)? {
-                unsafe { $kernel::<$crate::simd::Avx512 $($(, $g)*)?>($($arg),*) }
+            unsafe fn avx512 $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
+                unsafe { $kernel::<$crate::simd::Avx512 $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[allow(clippy::too_many_arguments)]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
-            unsafe fn avx512_bf16 $(<$($g: $bound),*>)? ($($arg: $type),*) $(-> $ret)? {
-                unsafe { $kernel::<$crate::simd::Avx512Bf16 $($(, $g)*)?>($($arg),*) }
+            unsafe fn avx512_bf16 $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
+                unsafe { $kernel::<$crate::simd::Avx512Bf16 $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
             }
             unsafe {
                 match level {
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => avx2 $(::<$($g),*>)? ($($arg),*),
+                    Level::Avx2 => avx2 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512 => avx512 $(::<$($g),*>)? ($($arg),*),
+                    Level::Avx512 => avx512 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx512Bf16 => avx512_bf16 $(::<$($g),*>)? ($($arg),*),
-                    _ => $kernel::<$crate::simd::Portable $($(, $g)*)?>($($arg),*),
+                    Level::Avx512Bf16 => avx512_bf16 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
+                    _ => $kernel::<$crate::simd::Portable $($(, $g)* $($(, $c)*)?)?>($($arg),*),
                 }
             }
         }

@@ -2,6 +2,7 @@ mod common;
 
 use common::{Rng, Tensor, conform, levels};
 use denoise::error::Code;
+use denoise::level::Level;
 use denoise::ops::{self, Args, Cx};
 use denoise::pool::Pool;
 use denoise::schema::{DType, Op};
@@ -35,6 +36,74 @@ fn an_id_outside_the_table_is_an_error_before_anything_is_read() {
             assert!(error.message.contains("place 1") && error.message.contains("11 rows"), "{}", error.message);
         }
     }
+}
+
+#[test]
+fn rows_of_int8_tables() {
+    for dtype in FLOATS {
+        for (rows, width) in [(11, 37), (1, 1), (300, 768)] {
+            let mut rng = Rng(2);
+            let codes = Tensor::padded(DType::I8, &[rows, width], 3).fill(|_| rng.below(256) as u8 as i8 as f32);
+            let scale = Tensor::empty(DType::F32, &[rows, 1]).fill(|_| 0.01 + rng.uniform() * 0.005);
+            let ids = Tensor::with_strides(DType::I32, &[3, 5], &[1, 3]).fill(|i| ((i * 7) % rows) as f32);
+            let out = Tensor::padded(dtype, &[3, 5, width], 1);
+            conform("embedding of int8", Op::QuantizedEmbedding, &[Some(ids), Some(codes), Some(scale)], &out, &[]);
+        }
+    }
+}
+
+#[test]
+fn a_code_times_its_scale_is_exact() {
+    let pool = Pool::new(2).unwrap();
+    let mut codes = Tensor::empty(DType::I8, &[3, 256]).fill(|i| i as u8 as i8 as f32);
+    let mut scale = Tensor::empty(DType::F32, &[3, 1]).fill(|i| [0.5, 0.1, 3.0][i]);
+    let mut ids = Tensor::empty(DType::I32, &[2]).fill(|i| [2.0, 1.0][i]);
+    for level in levels() {
+        let mut out = Tensor::empty(DType::F32, &[2, 256]);
+        let operands = [Some(ids.view()), Some(codes.view()), Some(scale.view()), Some(out.view())];
+        ops::run(Op::QuantizedEmbedding, &Cx { level, pool: &pool }, &Args { operands: &operands, params: &[] })
+            .unwrap();
+        for (i, got) in out.values().into_iter().enumerate() {
+            let want = (i % 256) as u8 as i8 as f32 * [3.0, 0.1f32][i / 256];
+            assert_eq!(got, want as f64);
+        }
+    }
+}
+
+#[test]
+fn an_id_outside_an_int8_table_is_an_error() {
+    let pool = Pool::new(2).unwrap();
+    for level in levels().into_iter().chain([Level::Reference]) {
+        for id in [11.0, -1.0, 2e9] {
+            let mut codes = Tensor::empty(DType::I8, &[11, 5]).fill(|_| 0.0);
+            let mut scale = Tensor::empty(DType::F32, &[11, 1]).fill(|_| 1.0);
+            let mut ids = Tensor::empty(DType::I32, &[3]).fill(|i| if i == 1 { id } else { 0.0 });
+            let mut out = Tensor::empty(DType::F32, &[3, 5]);
+            let operands = [Some(ids.view()), Some(codes.view()), Some(scale.view()), Some(out.view())];
+            let args = Args { operands: &operands, params: &[] };
+            let error = ops::run(Op::QuantizedEmbedding, &Cx { level, pool: &pool }, &args).unwrap_err();
+            assert_eq!(error.code, Code::BadValue);
+            assert!(error.message.contains("place 1") && error.message.contains("11 rows"), "{}", error.message);
+        }
+    }
+}
+
+#[test]
+fn int8_tables_that_are_refused() {
+    let refuses = |codes: (DType, [usize; 2]), scale: (DType, [usize; 2]), out: (DType, [usize; 2]), says: &str| {
+        let mut tensors = [(DType::I32, [3, 1]), codes, scale, out].map(|(dtype, shape)| Tensor::empty(dtype, &shape));
+        let mut views: Vec<_> = tensors.iter_mut().map(|t| Some(t.view())).collect();
+        views[0].as_mut().unwrap().rank = 1;
+        let error = (ops::kernel(Op::QuantizedEmbedding).check)(&Args { operands: &views, params: &[] });
+        let message = error.expect_err(says).message;
+        assert!(message.contains(says), "{message} does not say: {says}");
+    };
+    let (codes, scale, out) = ((DType::I8, [11, 5]), (DType::F32, [11, 1]), (DType::F32, [3, 5]));
+    refuses((DType::U8, [11, 5]), scale, out, "i8 table");
+    refuses(codes, (DType::F32, [11, 5]), out, "scales of [11, 1]");
+    refuses(codes, (DType::BF16, [11, 1]), out, "f32 scales");
+    refuses(codes, scale, (DType::F32, [3, 6]), "cannot give");
+    refuses(codes, scale, (DType::I32, [3, 5]), "cannot give");
 }
 
 fn sinusoids(t: f32, size: usize, flip: u32, shift: f32, scale: f32) -> Vec<f64> {

@@ -2,6 +2,7 @@
 mod common;
 
 use common::{Rng, Tensor, conform_with, levels, run};
+use denoise::gemm::VARIANTS;
 use denoise::level::Level;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
@@ -28,6 +29,7 @@ struct Case {
     residual: Option<Tensor>,
     out: Tensor,
     act: Activation,
+    variant: u32,
 }
 
 impl Case {
@@ -40,12 +42,13 @@ impl Case {
             residual: None,
             out: Tensor::empty(dtype, &[m, n]),
             act: Activation::None,
+            variant: 0,
         }
     }
     fn check(&self) {
         let (n, k) = (self.weight.shape[0], self.weight.shape[1]);
-        let what = format!("{:?} {:?} x ({n}, {k}), {:?}", self.x.dtype, self.x.shape, self.act);
-        let params = [n as u32, k as u32, self.act as u32, 0];
+        let what = format!("{:?} {:?} x ({n}, {k}), {:?}, cut {}", self.x.dtype, self.x.shape, self.act, self.variant);
+        let params = [n as u32, k as u32, self.act as u32, self.variant];
         let prepare = |level: Level, pool: &Pool| {
             let weight = packed(level, pool, &self.weight, self.x.dtype);
             vec![Some(self.x.clone()), Some(weight), self.bias.clone(), self.gate.clone(), self.residual.clone()]
@@ -152,6 +155,21 @@ fn strides_and_batches() {
         case.x = Tensor::empty(dtype, &[40]).random(&mut rng, 1.0);
         case.out = Tensor::empty(dtype, &[33]);
         case.check();
+    }
+}
+
+#[test]
+fn every_way_to_cut_the_work() {
+    let mut rng = Rng(8);
+    for variant in 0..VARIANTS {
+        for dtype in [DType::F32, DType::BF16] {
+            for (m, n, k) in [(1, 130, 77), (5, 65, 300), (70, 200, 33), (190, 97, 530)] {
+                let mut case = Case::new(&mut rng, dtype, m, n, k);
+                case.variant = variant;
+                case.bias = Some(Tensor::empty(DType::F32, &[n]).random(&mut rng, 1.0));
+                case.check();
+            }
+        }
     }
 }
 
@@ -275,6 +293,7 @@ fn refusals() {
     refuses(Op::Linear, with(5, f32s(&[2, 6])), &params, "gives out");
     refuses(Op::Linear, good(), &[-5i32 as u32, 3, 0, 0], "negative n");
     refuses(Op::Linear, good(), &[5, 3, 99, 0], "activation of code 99");
+    refuses(Op::Linear, good(), &[5, 3, 0, VARIANTS], "no variant 4");
     refuses(Op::PackLinear, vec![f32s(&[5, 3]), bytes(size + 1)], &[0], "another size");
     refuses(Op::PackLinear, vec![f32s(&[5, 3]), bytes(size)], &[1], "another size");
     refuses(Op::PackLinear, vec![f32s(&[5, 3]), bytes(size)], &[3], "code 3");

@@ -2,6 +2,7 @@
 mod common;
 
 use common::{Rng, Tensor, conform_with, levels, run};
+use denoise::gemm::VARIANTS;
 use denoise::level::Level;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
@@ -154,6 +155,20 @@ fn every_number_of_rows_of_a_tile() {
         for format in FORMATS {
             Case::new(&mut rng, weight(format, 72), Rows::Int8, [m, 40, 72], false).check();
             Case::new(&mut rng, weight(format, 32), Rows::Int8Asym, [m, 40, 96], false).check();
+        }
+    }
+}
+
+#[test]
+fn every_way_to_cut_the_work() {
+    let mut rng = Rng(12);
+    for variant in 0..VARIANTS {
+        for (group, [m, n, k]) in [(96, [3, 130, 96]), (32, [70, 200, 96]), (2112, [190, 97, 2112])] {
+            for format in FORMATS {
+                let mut case = Case::new(&mut rng, weight(format, group), Rows::Int8, [m, n, k], false);
+                case.variant = variant;
+                case.check();
+            }
         }
     }
 }

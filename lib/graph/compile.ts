@@ -6,21 +6,24 @@
  */
 
 import { checkGraph } from "./check.ts";
+import { byteSize } from "./dtypes.ts";
 import { dumpGraph, dumpProgram } from "./dump.ts";
-import { baseOf, lower, type Lowered, type Storage } from "./lower.ts";
+import { baseOf, type Instruction, lower, type Storage } from "./lower.ts";
 import { type Node, RATE, type Rate, topological } from "./node.ts";
-import { node } from "./ops.ts";
+import { node, sizeOf } from "./ops.ts";
 import { planArena } from "./plan.ts";
-import { assemble } from "./program.ts";
+import { assemble, type VariantOf } from "./program.ts";
 import { rewrite, type Rule } from "./rewrite.ts";
-import { FUSE, GATHER_VIEWS, HOIST, joinLinears, LEGALIZE, SIMPLIFY } from "./rules.ts";
+import { FUSE, GATHER_VIEWS, GATHER_WEIGHTS, HOIST, joinLinears, LEGALIZE, QUANTIZE, SIMPLIFY } from "./rules.ts";
 
 /** A program and what it reads and writes. */
 export interface Stage {
   /** How often it runs. */
   readonly rate: Rate;
-  /** The program; `undefined` where there is nothing to compute. */
-  readonly bytes: Uint8Array<ArrayBuffer> | undefined;
+  /** Its kernel calls, in order. */
+  readonly calls: readonly Instruction[];
+  /** Writes the program, with the variants of kernels that are wanted; `undefined` where there is nothing to compute. */
+  readonly assemble: (variantOf?: VariantOf) => Uint8Array<ArrayBuffer> | undefined;
   /** How many kernels it calls. */
   readonly kernels: number;
   /** The working memory that it takes, in bytes. */
@@ -62,6 +65,32 @@ export function compileGraph(recorded: readonly Node[], dump: Dump = () => {}): 
   return { outputs, stages };
 }
 
+/** How much of constants one program computes, in bytes; a larger one has a program of its own. */
+const PART_BYTES = 64 * 2 ** 20;
+
+/**
+ * Programs of constants, a few at a time: what each works in, and what it reads, can be let go before the next.
+ *
+ * @param targets Nodes of compiled graphs that no argument reaches.
+ * @returns The programs, each made when it is asked for.
+ */
+export function* compileConstants(targets: readonly Node[]): Generator<Stage> {
+  const bytes = (n: Node) => sizeOf(n.shape) * byteSize(n.dtype);
+  const part = (nodes: readonly Node[]) =>
+    stage(nodes, { rate: RATE.constant, materialized: new Set(), dump: () => {} });
+  let nodes: Node[] = [];
+  let size = 0;
+  for (const n of targets) {
+    if (nodes.length > 0 && size + bytes(n) > PART_BYTES) {
+      yield part(nodes);
+      [nodes, size] = [[], 0];
+    }
+    nodes.push(n);
+    size += bytes(n);
+  }
+  if (nodes.length > 0) yield part(nodes);
+}
+
 function optimize(recorded: readonly Node[], dump: Dump): readonly Node[] {
   dump("recorded", () => dumpGraph(recorded));
   let outputs = recorded;
@@ -79,7 +108,7 @@ function optimize(recorded: readonly Node[], dump: Dump): readonly Node[] {
   pass("fused", FUSE);
   const linears = topological(outputs).filter((n) => n.op === "linear");
   const joined = joinLinears(linears, { make: node });
-  pass("joined", [...SIMPLIFY, ...HOIST, ...GATHER_VIEWS], joined);
+  pass("joined", [...SIMPLIFY, ...HOIST, ...GATHER_VIEWS, ...GATHER_WEIGHTS, ...QUANTIZE], joined);
   pass("legal", [...SIMPLIFY, ...LEGALIZE]);
   return outputs;
 }
@@ -103,13 +132,14 @@ function stage(
   options: { rate: Rate; materialized: ReadonlySet<Node>; dump: Dump },
 ): Stage {
   const { rate, materialized, dump } = options;
-  const lowered: Lowered = lower(targets, materialized);
+  const lowered = lower(targets, materialized);
   const arena = planArena(lowered.instructions);
   dump(`program of rate ${rate}`, () => dumpProgram(lowered, arena));
   const kernels = lowered.instructions.length;
   return {
     rate,
-    bytes: kernels > 0 ? assemble(lowered, arena) : undefined,
+    calls: lowered.instructions,
+    assemble: (variantOf) => kernels > 0 ? assemble(lowered, arena, variantOf) : undefined,
     kernels,
     arenaBytes: arena.bytes,
     buffers: lowered.externals,

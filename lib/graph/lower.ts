@@ -343,9 +343,14 @@ function broadcastShape(n: Node, index: number): readonly number[] | undefined {
     case "binary":
       return n.shape;
     case "linear":
+    case "quantized_linear":
     case "conv2d":
-    case "layer_norm":
       return index >= 3 ? n.shape : undefined;
+    case "quantized_conv2d":
+      return index === 3 ? n.shape : undefined;
+    case "layer_norm":
+      // Quantized rows are longer than what they hold.
+      return index >= 3 ? n.inputs[0]!.shape : undefined;
     case "matmul":
       return [...n.shape.slice(0, -2), ...n.inputs[index]!.shape.slice(-2)];
     case "attention": {

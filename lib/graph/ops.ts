@@ -7,7 +7,15 @@
 
 import { type Dtype, DTYPES } from "./dtypes.ts";
 import { nextNodeId, type Node, type OpName, type Params, RATE, type Rate } from "./node.ts";
-import type { ActivationKind, BinaryKind, ReduceKind, UnaryKind } from "./schema.ts";
+import {
+  quantizedBytes,
+  quantizedConvBytes,
+  refusal,
+  rowsBytes,
+  storedRowBytes,
+  type WeightFormat,
+} from "./quantized.ts";
+import type { ActivationKind, BinaryKind, FormatKind, ReduceKind, RowsKind, UnaryKind } from "./schema.ts";
 
 /** A shape and an element type. */
 export interface TypeOf {
@@ -296,21 +304,21 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
   },
   layer_norm: {
     operands: ["x", "weight?", "bias?", "scale?", "shift?"],
-    infer: ([x, weight, bias, scale, shift]) => {
+    infer: ([x, weight, bias, scale, shift], params) => {
       needFloat("layer_norm", x);
       needVector("layer_norm", "weight", weight, last(x!));
       needVector("layer_norm", "bias", bias, last(x!));
       needBroadcast("layer_norm", "scale", scale, same(x!));
       needBroadcast("layer_norm", "shift", shift, same(x!));
-      return same(x!);
+      return normType(x!, params);
     },
   },
   rms_norm: {
     operands: ["x", "weight?"],
-    infer: ([x, weight]) => {
+    infer: ([x, weight], params) => {
       needFloat("rms_norm", x);
       needVector("rms_norm", "weight", weight, last(x!));
-      return same(x!);
+      return normType(x!, params);
     },
   },
   rope: { operands: ["x", "cos", "sin"], infer: ([x, cos, sin]) => inferRope(x!, cos!, sin!) },
@@ -339,13 +347,7 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
   conv2d: {
     operands: ["x", "weight", "bias?", "residual?"],
     infer: ([x, weight, bias, residual], params) => {
-      needFloat("conv2d", x);
-      const p = (key: string) => num(params, key);
-      const [channels, filters, kh, kw] = [p("channels"), p("filters"), p("kh"), p("kw")];
-      need(
-        x!.shape.length === 4 && last(x!) === channels,
-        () => `A convolution of ${channels} channels takes (batch, height, width, ${channels}), got ${text(x!.shape)}`,
-      );
+      const [filters, channels, kh, kw] = filterShape(params);
       if (weight!.op === "pack_conv2d") {
         need(
           weight!.shape[0] === packedBytes(filters, channels, DTYPES[x!.dtype].size) * kh * kw,
@@ -357,15 +359,7 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
           () => `A convolution takes a weight of ${text([filters, channels, kh, kw])}, got ${text(weight!.shape)}`,
         );
       }
-      needVector("conv2d", "bias", bias, filters);
-      const extent = (size: number, kernel: number, before: number, after: number) =>
-        Math.floor((size * p("upsample") + before + after - kernel) / p("stride")) + 1;
-      const height = extent(x!.shape[1]!, kh, p("padTop"), p("padBottom"));
-      const width = extent(x!.shape[2]!, kw, p("padLeft"), p("padRight"));
-      need(height > 0 && width > 0, () => `${text(x!.shape)} is too small for a ${kh} by ${kw} convolution`);
-      const out = { shape: [x!.shape[0]!, height, width, filters], dtype: x!.dtype };
-      needBroadcast("conv2d", "residual", residual, out);
-      return out;
+      return inferConv2d(x!, bias, residual, params);
     },
   },
   pack_conv2d: {
@@ -420,7 +414,224 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
       return { shape: [2, ids!.shape[0]!, used.reduce((a, b) => a + b, 0)], dtype: "f32" };
     },
   },
+  quantize_scale: {
+    operands: ["weight"],
+    infer: ([weight], params) => {
+      const [n, k] = matrixOf("quantize_scale", weight!);
+      if (params.group === 0) return { shape: [1, 1], dtype: "f32" };
+      const { group } = needFormat("quantize_scale", params, k);
+      return { shape: [n, k / group], dtype: "f32" };
+    },
+  },
+  quantize_zero_point: {
+    operands: ["weight", "scale"],
+    infer: ([weight, scale], params) => {
+      const [n, k] = matrixOf("quantize_zero_point", weight!);
+      needScales("quantize_zero_point", needFormat("quantize_zero_point", params, k), [n, k], [scale!, null]);
+      return { shape: scale!.shape, dtype: "i8" };
+    },
+  },
+  quantize_codes: {
+    operands: ["weight", "scale", "zero?"],
+    infer: ([weight, scale, zero], params) => {
+      const [n, k] = matrixOf("quantize_codes", weight!);
+      const format = needFormat("quantize_codes", params, k);
+      needScales("quantize_codes", format, [n, k], [scale!, zero]);
+      return codesType(format, n, k);
+    },
+  },
+  dequantize: {
+    operands: ["codes", "scale", "zero?"],
+    infer: ([codes, scale, zero], params) => {
+      const [n, k] = [num(params, "n"), num(params, "k")];
+      const format = needFormat("dequantize", params, k);
+      needCodes("dequantize", codes!, codesType(format, n, k));
+      needScales("dequantize", format, [n, k], [scale!, zero]);
+      return { shape: [n, k], dtype: params.dtype as Dtype };
+    },
+  },
+  pack_quantized: {
+    operands: ["codes", "scale", "zero?"],
+    infer: ([codes, scale, zero], params) => {
+      const [n, k] = [num(params, "n"), num(params, "k")];
+      const format = needFormat("pack_quantized", params, k);
+      needCodes("pack_quantized", codes!, codesType(format, n, k));
+      needScales("pack_quantized", format, [n, k], [scale!, zero]);
+      return { shape: [quantizedBytes(format, n, k)], dtype: "u8" };
+    },
+  },
+  quantized_linear: {
+    operands: ["x", "weight", "bias?", "gate?", "residual?"],
+    infer: ([x, weight, bias, gate, residual], params) => {
+      const [n, k] = [num(params, "n"), num(params, "k")];
+      const format = needFormat("quantized_linear", params, k);
+      const dtype = params.dtype as Dtype;
+      const want: TypeOf = params.rows === "none"
+        ? { shape: [...x!.shape.slice(0, -1), k], dtype }
+        : { shape: [...x!.shape.slice(0, -1), rowsBytes(k)], dtype: "u8" };
+      need(
+        x!.dtype === want.dtype && sameShape(x!.shape, want.shape),
+        () => `quantized_linear takes x of ${want.dtype} ${text(want.shape)}, got ${x!.dtype} ${text(x!.shape)}`,
+      );
+      need(
+        weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedBytes(format, n, k)]),
+        () => `A packed ${format.format} weight of (${n}, ${k}) cannot be ${weight!.dtype} ${text(weight!.shape)}`,
+      );
+      needVector("quantized_linear", "bias", bias, n);
+      const out = { shape: [...x!.shape.slice(0, -1), n], dtype };
+      needBroadcast("quantized_linear", "gate", gate, out);
+      needBroadcast("quantized_linear", "residual", residual, out);
+      return out;
+    },
+  },
+  quantize_rows: {
+    operands: ["x", "amax?"],
+    infer: ([x, amax], params) => {
+      needFloat("quantize_rows", x);
+      need(params.rows !== "none", () => "quantize_rows takes a kind of rows, not none");
+      needVector("quantize_rows", "amax", amax, 1);
+      return normType(x!, params);
+    },
+  },
+  abs_max: {
+    operands: ["x"],
+    infer: ([x]) => {
+      needFloat("abs_max", x);
+      return { shape: [1], dtype: "f32" };
+    },
+  },
+  quantized_embedding: {
+    operands: ["ids", "codes", "scale"],
+    infer: ([ids, codes, scale], params) => {
+      need(ids!.dtype === "i32", () => `An embedding takes i32 ids, got ${ids!.dtype}`);
+      need(
+        codes!.dtype === "i8" && codes!.shape.length === 2 && scale!.dtype === "f32" &&
+          sameShape(scale!.shape, [codes!.shape[0]!, 1]),
+        () =>
+          `A quantized table is i8 (rows, size) with f32 (rows, 1), got ${text(codes!.shape)}, ${text(scale!.shape)}`,
+      );
+      return { shape: [...ids!.shape, codes!.shape[1]!], dtype: params.dtype as Dtype };
+    },
+  },
+  pack_quantized_conv2d: {
+    operands: ["codes", "scale"],
+    infer: ([codes, scale], params) => {
+      const filters = codes!.shape[0]!;
+      const [channels, kh, kw] = [num(params, "channels"), num(params, "kh"), num(params, "kw")];
+      const format: WeightFormat = { ...formatOf(params), group: channels * kh * kw };
+      needCodes("pack_quantized_conv2d", codes!, codesType(format, filters, format.group));
+      needScales("pack_quantized_conv2d", format, [filters, format.group], [scale!, null]);
+      return { shape: [quantizedConvBytes([filters, channels, kh, kw])], dtype: "u8" };
+    },
+  },
+  quantized_conv2d: {
+    operands: ["x", "weight", "bias?", "residual?", "amax?"],
+    infer: ([x, weight, bias, residual, amax], params) => {
+      need(
+        weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedConvBytes(filterShape(params))]),
+        () => `A packed quantized convolution weight cannot be ${weight!.dtype} ${text(weight!.shape)}`,
+      );
+      needVector("quantized_conv2d", "amax", amax, 1);
+      return inferConv2d(x!, bias, residual, params);
+    },
+  },
+  prune_semi_structured: {
+    operands: ["weight"],
+    infer: ([weight]) => {
+      const [, k] = matrixOf("prune_semi_structured", weight!);
+      need(k % 4 === 0, () => `Pruning two of four takes a multiple of 4 columns, got ${k}`);
+      return same(weight!);
+    },
+  },
 };
+
+/** The shape of a convolution's weight. */
+function filterShape(params: Params): [number, number, number, number] {
+  return [num(params, "filters"), num(params, "channels"), num(params, "kh"), num(params, "kw")];
+}
+
+function inferConv2d(
+  x: Node,
+  bias: Node | null | undefined,
+  residual: Node | null | undefined,
+  params: Params,
+): TypeOf {
+  const p = (key: string) => num(params, key);
+  const [filters, channels, kh, kw] = filterShape(params);
+  needFloat("conv2d", x);
+  need(
+    x.shape.length === 4 && last(x) === channels,
+    () => `A convolution of ${channels} channels takes (batch, height, width, ${channels}), got ${text(x.shape)}`,
+  );
+  needVector("conv2d", "bias", bias, filters);
+  const extent = (size: number, kernel: number, before: number, after: number) =>
+    Math.floor((size * p("upsample") + before + after - kernel) / p("stride")) + 1;
+  const height = extent(x.shape[1]!, kh, p("padTop"), p("padBottom"));
+  const width = extent(x.shape[2]!, kw, p("padLeft"), p("padRight"));
+  need(height > 0 && width > 0, () => `${text(x.shape)} is too small for a ${kh} by ${kw} convolution`);
+  const out = { shape: [x.shape[0]!, height, width, filters], dtype: x.dtype };
+  needBroadcast("conv2d", "residual", residual, out);
+  return out;
+}
+
+/** The format in an operation's parameters. */
+function formatOf(params: Params): WeightFormat {
+  const [ebits, mbits, group] = [params.ebits ?? 0, params.mbits ?? 0, params.group] as [number, number, number];
+  return { format: params.format as FormatKind, ebits, mbits, group };
+}
+
+/** Checks that a format takes a weight (n, k). */
+function needFormat(op: string, params: Params, k: number): WeightFormat {
+  const format = formatOf(params);
+  const reason = refusal(format, k);
+  need(reason === undefined, () => `Cannot apply ${op} to a weight of ${k} inputs as ${format.format}: ${reason}`);
+  return format;
+}
+
+/** Checks scales, and zero points where there are any, of a weight (n, k). */
+function needScales(
+  op: string,
+  { group }: WeightFormat,
+  [n, k]: readonly [number, number],
+  [scale, zero]: readonly [Node, Node | null | undefined],
+): void {
+  const shape = [n, k / group];
+  need(
+    scale.dtype === "f32" && sameShape(scale.shape, shape),
+    () => `${op} takes scales of f32 ${text(shape)}, got ${scale.dtype} ${text(scale.shape)}`,
+  );
+  if (zero) {
+    need(
+      zero.dtype === "i8" && sameShape(zero.shape, shape),
+      () => `${op} takes zero points of i8 ${text(shape)}, got ${zero.dtype} ${text(zero.shape)}`,
+    );
+  }
+}
+
+/** The type of a weight's codes in their stored form. */
+function codesType(format: WeightFormat, n: number, k: number): TypeOf {
+  return { shape: [n, storedRowBytes(format, k)], dtype: format.format === "int8" ? "i8" : "u8" };
+}
+
+function needCodes(op: string, codes: Node, want: TypeOf): void {
+  need(
+    codes.dtype === want.dtype && sameShape(codes.shape, want.shape),
+    () => `${op} takes codes of ${want.dtype} ${text(want.shape)}, got ${codes.dtype} ${text(codes.shape)}`,
+  );
+}
+
+/** The rows and columns of a weight that is to be quantized. */
+function matrixOf(op: string, weight: Node): [number, number] {
+  needFloat(op, weight);
+  need(weight.shape.length === 2, () => `${op} takes a weight of two axes, got ${text(weight.shape)}`);
+  return [weight.shape[0]!, weight.shape[1]!];
+}
+
+/** What a norm gives: x's own type, or its quantized rows. */
+function normType(x: Node, params: Params): TypeOf {
+  const { rows = "none" } = params as { rows?: RowsKind };
+  return rows === "none" ? same(x) : { shape: [...x.shape.slice(0, -1), rowsBytes(last(x))], dtype: "u8" };
+}
 
 function inferRope(x: Node, cos: Node, sin: Node): TypeOf {
   needFloat("rope", x);
@@ -454,9 +665,31 @@ export function inferOp(op: OpName, inputs: readonly (Node | null)[], params: Pa
   return rule.infer(inputs, params);
 }
 
-/** The parameters that a linear layer starts with, before any fusion. */
-export function linearParams(n: number, k: number): { n: number; k: number; act: ActivationKind; variant: number } {
-  return { n, k, act: "none", variant: 0 };
+/** How the input of a layer is quantized at run time. */
+export interface ActivationQuantization {
+  /** The form of its rows. */
+  readonly rows: RowsKind;
+  /** Whether one scale is for all rows, 1, or each has its own, 0. */
+  readonly perTensor: 0 | 1;
+}
+
+/** Activations as they are. */
+export const FLOAT_ACTIVATION: ActivationQuantization = { rows: "none", perTensor: 0 };
+
+/**
+ * The parameters that a linear layer starts with, before any fusion.
+ *
+ * @param n Outputs.
+ * @param k Inputs.
+ * @param activation How its input is quantized.
+ * @returns The parameters.
+ */
+export function linearParams(
+  n: number,
+  k: number,
+  activation: ActivationQuantization = FLOAT_ACTIVATION,
+): { n: number; k: number; act: ActivationKind; variant: number } & ActivationQuantization {
+  return { n, k, act: "none", variant: 0, ...activation };
 }
 
 /**

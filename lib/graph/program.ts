@@ -15,7 +15,7 @@ import { ACTIVATION, BINARY, FORMAT, KERNELS, type ParamType, REDUCE, ROWS, sche
 
 /** `DNSE`. */
 const MAGIC = 0x45534e44;
-const FORMAT = 1;
+const PROGRAM_FORMAT = 1;
 
 const CODES: Partial<Record<ParamType, Readonly<Record<string, number>>>> = {
   unary: UNARY,
@@ -33,6 +33,9 @@ const PARAMS = new Map(
 const hash = schemaHash();
 const float = new Float32Array(1);
 const floatBits = new Uint32Array(float.buffer);
+
+/** Says which of a kernel's variants a call takes; `undefined` where it may stay as it was recorded. */
+export type VariantOf = (call: Instruction) => number | undefined;
 
 /** A list of words that grows. */
 class Words {
@@ -64,11 +67,16 @@ class Words {
  *
  * @param lowered The kernel calls and their buffers.
  * @param arena Where working memory lies.
+ * @param variantOf Chooses the variants of kernels that have some.
  * @returns The program's bytes.
  */
-export function assemble(lowered: Lowered, arena: Arena): Uint8Array<ArrayBuffer> {
+export function assemble(
+  lowered: Lowered,
+  arena: Arena,
+  variantOf: VariantOf = () => undefined,
+): Uint8Array<ArrayBuffer> {
   const words = new Words();
-  for (const word of [MAGIC, FORMAT, ...hash]) words.push(word);
+  for (const word of [MAGIC, PROGRAM_FORMAT, ...hash]) words.push(word);
   words.bytes(arena.bytes);
   words.push(lowered.externals.length);
   const slots = new Map<Storage, number>();
@@ -78,8 +86,16 @@ export function assemble(lowered: Lowered, arena: Arena): Uint8Array<ArrayBuffer
     words.bytes(storage.size * byteSize(storage.dtype));
   });
   words.push(lowered.instructions.length);
-  for (const instruction of lowered.instructions) writeInstruction(words, instruction, { slots, arena });
+  for (const instruction of lowered.instructions) {
+    writeInstruction(words, withVariant(instruction, variantOf), { slots, arena });
+  }
   return words.finish();
+}
+
+function withVariant(call: Instruction, variantOf: VariantOf): Instruction {
+  if (call.params.variant === undefined) return call;
+  const variant = variantOf(call);
+  return variant === undefined ? call : { ...call, params: { ...call.params, variant } };
 }
 
 interface Memory {

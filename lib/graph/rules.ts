@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Dtype, DTYPES, widens } from "./dtypes.ts";
+import { DTYPES, widens } from "./dtypes.ts";
 import type { Node } from "./node.ts";
 import { sameShape, sizeOf } from "./ops.ts";
 import type { Rewriter, Rule } from "./rewrite.ts";
@@ -147,7 +147,8 @@ export const HOIST: readonly Rule[] = [
     apply: (n, g) => {
       const rows = input(n);
       const constant = n.inputs.slice(1).every((x) => x === null || x.rate === 0);
-      if (!isSelection(rows) || !constant) return undefined;
+      // One scale for the rows of a step is not one for those of all.
+      if (!isSelection(rows) || !constant || n.params.perTensor === 1) return undefined;
       const table = remake(g, n, { inputs: { 0: input(rows, 1) } });
       return g.make("embedding", [input(rows), table], { dtype: n.dtype });
     },
@@ -291,6 +292,97 @@ export const GATHER_VIEWS: readonly Rule[] = [
   },
 ];
 
+/** Quantized weights on top of each other are one quantized weight. */
+export const GATHER_WEIGHTS: readonly Rule[] = [
+  {
+    name: "concat of quantized weights",
+    ops: ["concat"],
+    apply: (n, g) => {
+      if (n.params.axis !== 0 || !n.inputs.every((x) => sameFormat(x!, input(n)))) return undefined;
+      const part = (i: number) => g.make("concat", n.inputs.map((x) => input(x!, i)), { axis: 0 });
+      const zero = input(n).inputs[2] ? part(2) : null;
+      return g.make("dequantize", [part(0), part(1), zero], { ...input(n).params, n: n.shape[0]! });
+    },
+  },
+];
+
+/** Whether two nodes are weights that are quantized in the same way. */
+function sameFormat(a: Node, b: Node): boolean {
+  return a.op === "dequantize" && b.op === "dequantize" && !a.inputs[2] === !b.inputs[2] &&
+    formatKey(a) === formatKey(b);
+}
+
+const formatKey = ({ params }: Node) =>
+  [params.k, params.format, params.ebits, params.mbits, params.group, params.dtype].join();
+
+/**
+ * What quantized weights lower to: the layer that reads them packed, its input quantized where the layer asks for it.
+ * In a pass before the one in which a norm and its quantization become one: only then is it known that layers that
+ * share an input share its quantization.
+ */
+export const QUANTIZE: readonly Rule[] = [
+  {
+    name: "linear of a quantized weight",
+    ops: ["linear"],
+    apply: (n, g) => {
+      const weight = input(n, 1);
+      if (weight.op !== "dequantize") return undefined;
+      const { params, dtype } = n;
+      const { k, format, ebits, mbits, group } = weight.params;
+      const x = params.rows === "none" ? input(n) : quantizedRows(input(n), n, g);
+      const shared = { n: params.n!, k: k!, format: format!, ebits: ebits!, mbits: mbits!, group: group! };
+      const packed = g.make("pack_quantized", weight.inputs, { ...shared, rows: params.rows!, dtype });
+      return g.make("quantized_linear", [x, packed, ...n.inputs.slice(2)], {
+        ...shared,
+        act: params.act!,
+        zero: weight.inputs[2] ? 1 : 0,
+        rows: params.rows!,
+        variant: params.variant!,
+        dtype,
+      });
+    },
+  },
+  {
+    name: "conv2d of a quantized weight",
+    ops: ["conv2d"],
+    apply: (n, g) => {
+      const weight = baseOfWeight(input(n, 1));
+      if (weight.op !== "dequantize") return undefined;
+      const { params, dtype } = n;
+      const { channels, kh, kw, rows } = params;
+      const { format } = weight.params;
+      const packed = g.make("pack_quantized_conv2d", weight.inputs.slice(0, 2), {
+        channels: channels!,
+        kh: kh!,
+        kw: kw!,
+        format: format!,
+        rows: rows!,
+        dtype,
+      });
+      const amax = rows === "none" ? null : g.make("abs_max", [input(n)], {});
+      return g.make("quantized_conv2d", [input(n), packed, ...n.inputs.slice(2), amax], { ...params, format: format! });
+    },
+  },
+  {
+    name: "embedding of a quantized table",
+    ops: ["embedding"],
+    apply: (n, g) => {
+      const table = input(n, 1);
+      if (table.op !== "dequantize" || table.params.format !== "int8" || table.params.group !== table.params.k) {
+        return undefined;
+      }
+      return g.make("quantized_embedding", [input(n), input(table), input(table, 1)], n.params);
+    },
+  },
+];
+
+const baseOfWeight = (weight: Node) => weight.op === "reshape" ? input(weight) : weight;
+
+function quantizedRows(x: Node, { params }: Node, g: Rewriter): Node {
+  const amax = params.perTensor === 1 ? g.make("abs_max", [x], {}) : null;
+  return g.make("quantize_rows", [x, amax], { rows: params.rows! });
+}
+
 /** Whether a node is a part of what one kernel computes. */
 const isView = (n: Node) => n.op === "slice" && n.rate > 0;
 
@@ -305,8 +397,17 @@ function alike(n: Node): boolean {
   );
 }
 
-/** What kernels take: packed weights, vectors in f32. */
+/** What kernels take: packed weights, vectors in f32; and rows that are quantized while they are at hand. */
 export const LEGALIZE: readonly Rule[] = [
+  {
+    name: "quantized rows of a norm",
+    ops: ["quantize_rows"],
+    apply: (n, g) => {
+      const norm = input(n);
+      if ((norm.op !== "layer_norm" && norm.op !== "rms_norm") || n.inputs[1] || !g.once(norm)) return undefined;
+      return g.make(norm.op, norm.inputs, { ...norm.params, rows: n.params.rows! });
+    },
+  },
   {
     name: "pack a weight",
     ops: ["linear", "conv2d"],
@@ -335,7 +436,11 @@ export const LEGALIZE: readonly Rule[] = [
       return remake(g, n, { inputs: { 1: input(table) } });
     },
   },
-  { name: "vectors in f32", ops: ["linear", "conv2d"], apply: (n, g) => inFloat32(n, g, [2]) },
+  {
+    name: "vectors in f32",
+    ops: ["linear", "conv2d", "quantized_linear", "quantized_conv2d"],
+    apply: (n, g) => inFloat32(n, g, [2]),
+  },
   { name: "vectors in f32", ops: ["layer_norm", "group_norm"], apply: (n, g) => inFloat32(n, g, [1, 2]) },
   { name: "vectors in f32", ops: ["rms_norm", "rms_norm_rope"], apply: (n, g) => inFloat32(n, g, [1]) },
   { name: "scores' bias in f32", ops: ["attention"], apply: (n, g) => inFloat32(n, g, [3]) },
@@ -366,7 +471,8 @@ export function joinLinears(linears: readonly Node[], g: Pick<Rewriter, "make">)
   for (const n of linears) {
     const [x, weight, bias] = [input(n), input(n, 1), n.inputs[2]];
     if (weight.rate > 0 || (bias?.rate ?? 0) > 0 || hasEpilogue(n) || n.params.act !== "none") continue;
-    const key = [x.id, weight.dtype, bias?.dtype].join();
+    const format = weight.op === "dequantize" ? `${formatKey(weight)},${weight.inputs[2] ? 1 : 0}` : weight.dtype;
+    const key = [x.id, format, bias?.dtype, n.params.rows, n.params.perTensor].join();
     groups.set(key, [...(groups.get(key) ?? []), n]);
   }
   const replacements = new Map<Node, Node>();
@@ -380,7 +486,8 @@ function boundedParts(group: readonly Node[]): Node[][] {
   const parts: Node[][] = [];
   let bytes = Infinity;
   for (const n of group) {
-    const size = sizeOf(input(n, 1).shape) * DTYPES[n.dtype as Dtype].size;
+    const weight = input(n, 1);
+    const size = weight.op === "dequantize" ? sizeOf(input(weight).shape) : sizeOf(weight.shape) * DTYPES[n.dtype].size;
     if (bytes + size > JOINED_BYTES) {
       parts.push([]);
       bytes = 0;

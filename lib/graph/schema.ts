@@ -30,10 +30,17 @@ export const UNARY = {
 export type UnaryKind = keyof typeof UNARY;
 
 /** The activations that a matrix multiply, convolution or norm can apply to its result, by code. */
-export const ACTIVATION = { none: 0, silu: 1, gelu_tanh: 2, gelu_erf: 3, quick_gelu: 4, relu: 5 } as const;
+export const ACTIVATION: Readonly<Record<ActivationKind, number>> = {
+  none: 0,
+  silu: 1,
+  gelu_tanh: 2,
+  gelu_erf: 3,
+  quick_gelu: 4,
+  relu: 5,
+};
 
 /** The name of a fused activation. */
-export type ActivationKind = keyof typeof ACTIVATION;
+export type ActivationKind = "none" | "silu" | "gelu_tanh" | "gelu_erf" | "quick_gelu" | "relu";
 
 /** Element-wise functions of two operands, by code. */
 export const BINARY = { add: 0, sub: 1, mul: 2, div: 3, max: 4, min: 5 } as const;
@@ -58,10 +65,17 @@ export type ReduceKind = keyof typeof REDUCE;
  * - `sparse_int8`: u8 (N, K / 2 + K / 8), int8 with two of each four values kept: first the kept values, then their
  *   places in the group, two bits each, lower place first, the lowest bits first; K a multiple of 8.
  */
-export const FORMAT = { int8: 0, int4: 1, e4m3: 2, e5m2: 3, fpx: 4, sparse_int8: 5 } as const;
+export const FORMAT: Readonly<Record<FormatKind, number>> = {
+  int8: 0,
+  int4: 1,
+  e4m3: 2,
+  e5m2: 3,
+  fpx: 4,
+  sparse_int8: 5,
+};
 
 /** The name of a stored format of weights. */
-export type FormatKind = keyof typeof FORMAT;
+export type FormatKind = "int8" | "int4" | "e4m3" | "e5m2" | "fpx" | "sparse_int8";
 
 /**
  * How rows of activations are quantized at run time, by code. A quantized row of K values takes `rowBytes(K)` bytes,
@@ -71,10 +85,10 @@ export type FormatKind = keyof typeof FORMAT;
  *   that holds 0, and a zero point, -128 to 127.
  * - `e4m3`, `e5m2`: fp8, scale = max|x| / (448 or 57344).
  */
-export const ROWS = { none: 0, int8: 1, int8_asym: 2, e4m3: 3, e5m2: 4 } as const;
+export const ROWS: Readonly<Record<RowsKind, number>> = { none: 0, int8: 1, int8_asym: 2, e4m3: 3, e5m2: 4 };
 
 /** The name of a form of quantized rows. */
-export type RowsKind = keyof typeof ROWS;
+export type RowsKind = "none" | "int8" | "int8_asym" | "e4m3" | "e5m2";
 
 /** How a kernel reads or writes an operand: any strides; a dense last axis; rows of equal distance; no gaps at all. */
 export type Layout = "strided" | "inner" | "rows" | "dense";

@@ -189,7 +189,7 @@ export class Image implements Pixels {
       const remedy = cause instanceof Deno.errors.NotFound
         ? "make its folder first"
         : cause instanceof Deno.errors.NotCapable
-        ? "run with --allow-write for its folder"
+        ? "run with --allow-read and --allow-write for its folder"
         : "check the folder's permissions and the space left";
       throw new OutputError(`Cannot write ${target}: ${messageOf(cause)}; ${remedy}`, { file: target, cause });
     }
@@ -227,13 +227,15 @@ export interface GenerationSettings {
   maxSequenceLength?: number;
   /** The dtype that the model ran in. */
   dtype?: string;
+  /** The parts of the pipeline that were quantized, and how; nothing where none was. */
+  quantization?: string;
   /** How many pictures were made of one call: the noise is drawn for all of them at once. */
   batchSize?: number;
   /** Which of them this is, from 0. */
   index?: number;
 }
 
-const TEXTS = ["model", "prompt", "prompt2", "negativePrompt", "dtype"] as const;
+const TEXTS = ["model", "prompt", "prompt2", "negativePrompt", "dtype", "quantization"] as const;
 const NUMBERS = [
   "numInferenceSteps",
   "guidanceScale",

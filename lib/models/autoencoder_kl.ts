@@ -274,7 +274,7 @@ export class AutoencoderKL extends Model {
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
-    super();
+    super(source.fields, "diffusion_pytorch_model");
     const config = readConfig(source);
     this.config = config;
     this.encoder = new Encoder(config);

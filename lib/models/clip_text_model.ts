@@ -147,7 +147,7 @@ export class CLIPTextModel extends Model {
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
-    super();
+    super(source.fields, "model");
     this.config = readConfig(source);
     this.text_model = new CLIPTextTransformer(this.config);
   }
@@ -163,23 +163,28 @@ export class CLIPTextModel extends Model {
     const model = new CLIPTextModel(await ModelConfig.read(folder));
     if (!weights) return model;
     // Older checkpoints keep the numbers 0, 1, 2, ... and, with a projection, its weight.
-    loadParameters(model, openCheckpoint(folder, "model"), { ignore: /\.position_ids$|^text_projection\.weight$/ });
+    loadParameters(model, openCheckpoint(folder, model.weightsName), {
+      ignore: /\.position_ids$|^text_projection\.weight$/,
+    });
     return model;
   }
 
   /**
-   * Where each text ends, counted over all texts, as `forward` takes it.
+   * Where texts end, for `forward`.
    *
    * @param ids The tokens' ids, (batch, tokens).
-   * @param batch How many texts there are.
+   * @param options How many texts there are, and the token at which one ends: the configuration's `eosTokenId`.
    * @returns For each text, its number times the tokens, plus the place of its end token.
    */
-  endPositions(ids: Int32Array, batch: number): Int32Array<ArrayBuffer> {
+  static endPositions(
+    ids: Int32Array,
+    { batch, eosTokenId }: { batch: number; eosTokenId: number },
+  ): Int32Array<ArrayBuffer> {
     const tokens = ids.length / batch;
     return Int32Array.from({ length: batch }, (_, i) => {
       const text = ids.subarray(i * tokens, (i + 1) * tokens);
       // transformers: an end token of 2 stands in configurations that are wrong about it; the largest id is the end.
-      const end = this.config.eosTokenId === 2 ? text.indexOf(Math.max(...text)) : text.indexOf(this.config.eosTokenId);
+      const end = eosTokenId === 2 ? text.indexOf(Math.max(...text)) : text.indexOf(eosTokenId);
       return i * tokens + Math.max(0, end);
     });
   }

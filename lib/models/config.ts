@@ -5,16 +5,19 @@
  */
 
 import { ConfigError } from "../errors.ts";
+import { checkQuantizationConfig } from "../nn/quantized_checkpoint.ts";
+import { finishUpdate } from "../tensor/folder_update.ts";
 
 /** A configuration and the file that it came from. */
 export class ModelConfig {
   /** The file, for messages. */
   readonly file: string;
-  readonly #fields: Readonly<Record<string, unknown>>;
+  /** The fields, as the file has them. */
+  readonly fields: Readonly<Record<string, unknown>>;
 
   /** Wraps fields that were parsed already. */
   constructor(fields: Readonly<Record<string, unknown>>, file: string) {
-    this.#fields = fields;
+    this.fields = fields;
     this.file = file;
   }
 
@@ -29,6 +32,7 @@ export class ModelConfig {
   static async read(folder: string, className?: string): Promise<ModelConfig> {
     const file = `${folder}/config.json`;
     let fields: unknown;
+    await finishUpdate(folder);
     try {
       fields = JSON.parse(await Deno.readTextFile(file));
     } catch (cause) {
@@ -47,12 +51,13 @@ export class ModelConfig {
         { file, key: "_class_name" },
       );
     }
+    checkQuantizationConfig(fields as Record<string, unknown>, file);
     return new ModelConfig(fields as Record<string, unknown>, file);
   }
 
   /** The model's class: diffusers' `_class_name`, or the first of transformers' `architectures`. */
   get className(): string {
-    const { _class_name, architectures } = this.#fields;
+    const { _class_name, architectures } = this.fields;
     const name = _class_name ?? (Array.isArray(architectures) ? architectures[0] : undefined);
     if (typeof name === "string") return name;
     throw new ConfigError(`${this.file} names no class: it has neither _class_name nor architectures`, {
@@ -61,14 +66,14 @@ export class ModelConfig {
   }
 
   #fail(key: string, wanted: string): never {
-    throw new ConfigError(`${this.file} has ${key} ${JSON.stringify(this.#fields[key])}: it takes ${wanted}`, {
+    throw new ConfigError(`${this.file} has ${key} ${JSON.stringify(this.fields[key])}: it takes ${wanted}`, {
       file: this.file,
       key,
     });
   }
 
   #read<T>(key: string, fallback: T | undefined, accept: (value: unknown) => value is T, wanted: string): T {
-    const value = this.#fields[key];
+    const value = this.fields[key];
     if (value === undefined && fallback !== undefined) return fallback;
     return accept(value) ? value : this.#fail(key, wanted);
   }
@@ -86,7 +91,7 @@ export class ModelConfig {
 
   /** A count, or nothing where the field is null or absent. */
   optionalCount(key: string): number | undefined {
-    const value = this.#fields[key];
+    const value = this.fields[key];
     return value === undefined || value === null ? undefined : this.count(key);
   }
 
@@ -97,7 +102,7 @@ export class ModelConfig {
 
   /** A number, or nothing where the field is null or absent. */
   optionalNumber(key: string): number | undefined {
-    const value = this.#fields[key];
+    const value = this.fields[key];
     return value === undefined || value === null ? undefined : this.number(key);
   }
 
@@ -120,7 +125,7 @@ export class ModelConfig {
 
   /** A list that may hold one word alone, as all that denoise has. */
   every(key: string, word: string): number {
-    const value = this.#fields[key];
+    const value = this.fields[key];
     const wanted = `a list of "${word}"`;
     if (!Array.isArray(value) || value.length === 0 || value.some((v) => v !== word)) this.#fail(key, wanted);
     return value.length;

@@ -9,6 +9,7 @@ import { ConfigError } from "../errors.ts";
 import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { LayerNorm, Linear, RMSNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
+import { weightsChanged } from "../tensor/function.ts";
 import { openCheckpoint } from "../tensor/safetensors.ts";
 import { attention, concat, rotaryEmbedding, type Tensor, timestepEmbedding } from "../tensor/tensor.ts";
 import { ModelConfig } from "./config.ts";
@@ -166,15 +167,18 @@ class FeedForward extends Module {
 class FluxAttention extends Module {
   norm_q: RMSNorm;
   norm_k: RMSNorm;
-  to_q: Linear;
-  to_k: Linear;
-  to_v: Linear;
+  /** The three projections, or one of all. */
+  to_q?: Linear;
+  to_k?: Linear;
+  to_v?: Linear;
+  to_qkv?: Linear;
   to_out?: [Linear];
   norm_added_q?: RMSNorm;
   norm_added_k?: RMSNorm;
   add_q_proj?: Linear;
   add_k_proj?: Linear;
   add_v_proj?: Linear;
+  to_added_qkv?: Linear;
   to_add_out?: Linear;
   readonly #heads: number;
   readonly #size: number;
@@ -199,8 +203,43 @@ class FluxAttention extends Module {
     this.to_add_out = new Linear(dim, dim);
   }
 
-  #split(x: Tensor): Tensor {
-    return x.reshape(x.size(0), x.size(1), this.#heads, this.#size);
+  /** The projections of each stream become one, under diffusers' names. */
+  fuseProjections(): void {
+    if (this.to_qkv) return;
+    this.to_qkv = Linear.join([this.to_q!, this.to_k!, this.to_v!]);
+    for (const name of ["to_q", "to_k", "to_v"] as const) delete this[name];
+    if (!this.to_add_out) return;
+    this.to_added_qkv = Linear.join([this.add_q_proj!, this.add_k_proj!, this.add_v_proj!]);
+    for (const name of ["add_q_proj", "add_k_proj", "add_v_proj"] as const) delete this[name];
+  }
+
+  /** The projections become three again. */
+  unfuseProjections(): void {
+    if (!this.to_qkv) return;
+    const dim = this.#heads * this.#size;
+    [this.to_q, this.to_k, this.to_v] = this.to_qkv.split([dim, dim, dim]) as [Linear, Linear, Linear];
+    delete this.to_qkv;
+    if (!this.to_added_qkv) return;
+    const added = this.to_added_qkv.split([dim, dim, dim]) as [Linear, Linear, Linear];
+    [this.add_q_proj, this.add_k_proj, this.add_v_proj] = added;
+    delete this.to_added_qkv;
+  }
+
+  /** q, k and v of (batch, tokens, dim), each (batch, tokens, heads, size). */
+  #project(x: Tensor, fused: Linear | undefined, apart: readonly (Linear | undefined)[]): [Tensor, Tensor, Tensor] {
+    const parts = fused ? fused.forward(x).chunk(3) : apart.map((layer) => layer!.forward(x));
+    return parts.map((part) => part.reshape(x.size(0), x.size(1), this.#heads, this.#size)) as [Tensor, Tensor, Tensor];
+  }
+
+  #own(x: Tensor): [Tensor, Tensor, Tensor] {
+    const [q, k, v] = this.#project(x, this.to_qkv, [this.to_q, this.to_k, this.to_v]);
+    return [this.norm_q.forward(q), this.norm_k.forward(k), v];
+  }
+
+  #added(text: Tensor): [Tensor, Tensor, Tensor] {
+    const apart = [this.add_q_proj, this.add_k_proj, this.add_v_proj];
+    const [q, k, v] = this.#project(text, this.to_added_qkv, apart);
+    return [this.norm_added_q!.forward(q), this.norm_added_k!.forward(k), v];
   }
 
   /** q, k, v of (batch, tokens, heads, size) to (batch, tokens, dim). */
@@ -212,23 +251,13 @@ class FluxAttention extends Module {
 
   /** One stream: (batch, tokens, dim) to the same, before any projection. */
   forward(x: Tensor, rope: Rope): Tensor {
-    const q = this.norm_q.forward(this.#split(this.to_q.forward(x)));
-    const k = this.norm_k.forward(this.#split(this.to_k.forward(x)));
-    return this.#attend(q, k, this.#split(this.to_v.forward(x)), rope);
+    return this.#attend(...this.#own(x), rope);
   }
 
   /** Two streams that see each other. */
   forwardBoth(x: Tensor, text: Tensor, rope: Rope): { x: Tensor; text: Tensor } {
-    const both = (added: Tensor, own: Tensor) => concat([added, own], 1);
-    const q = both(
-      this.norm_added_q!.forward(this.#split(this.add_q_proj!.forward(text))),
-      this.norm_q.forward(this.#split(this.to_q.forward(x))),
-    );
-    const k = both(
-      this.norm_added_k!.forward(this.#split(this.add_k_proj!.forward(text))),
-      this.norm_k.forward(this.#split(this.to_k.forward(x))),
-    );
-    const v = both(this.#split(this.add_v_proj!.forward(text)), this.#split(this.to_v.forward(x)));
+    const own = this.#own(x);
+    const [q, k, v] = this.#added(text).map((part, i) => concat([part, own[i]!], 1)) as [Tensor, Tensor, Tensor];
     const attended = this.#attend(q, k, v, rope);
     const tokens = text.size(1);
     return {
@@ -324,7 +353,7 @@ export class FluxTransformer2DModel extends Model {
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
-    super();
+    super(source.fields, "diffusion_pytorch_model");
     const config = readConfig(source);
     const dim = config.numAttentionHeads * config.attentionHeadDim;
     const times = <T>(count: number, make: () => T) => Array.from({ length: count }, make);
@@ -353,6 +382,7 @@ export class FluxTransformer2DModel extends Model {
     const model = new FluxTransformer2DModel(await ModelConfig.read(folder, "FluxTransformer2DModel"));
     if (!weights) return model;
     const checkpoint = openCheckpoint(path);
+    if (checkpoint.tensors.keys().some((name) => /\.to_qkv\./.test(name))) model.fuseQkvProjections();
     const { numAttentionHeads, attentionHeadDim } = model.config;
     const dim = numAttentionHeads * attentionHeadDim;
     loadParameters(
@@ -361,6 +391,18 @@ export class FluxTransformer2DModel extends Model {
       isFluxBfl(checkpoint) ? { find: (name, shape) => fluxBflRows(name, shape, dim) } : {},
     );
     return model;
+  }
+
+  /** Makes one projection of q, k and v of each stream, as diffusers' method of the name; before or after quantizing. */
+  fuseQkvProjections(): void {
+    for (const block of [...this.transformer_blocks, ...this.single_transformer_blocks]) block.attn.fuseProjections();
+    weightsChanged();
+  }
+
+  /** Takes `fuseQkvProjections` back. */
+  unfuseQkvProjections(): void {
+    for (const block of [...this.transformer_blocks, ...this.single_transformer_blocks]) block.attn.unfuseProjections();
+    weightsChanged();
   }
 
   /**

@@ -5,6 +5,7 @@
  */
 
 import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
+import { hasWeight } from "../nn/quantized_checkpoint.ts";
 import { ACTIVATIONS, Embedding, Linear, RMSNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
 import { openCheckpoint } from "../tensor/safetensors.ts";
@@ -153,7 +154,7 @@ export class T5EncoderModel extends Model {
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
-    super();
+    super(source.fields, "model");
     this.config = readConfig(source);
     this.shared = new Embedding(this.config.vocabSize, this.config.dModel);
     this.encoder = new T5Stack(this.config);
@@ -169,12 +170,12 @@ export class T5EncoderModel extends Model {
   static async load(folder: string, { weights = true }: LoadOptions = {}): Promise<T5EncoderModel> {
     const model = new T5EncoderModel(await ModelConfig.read(folder));
     if (!weights) return model;
-    const checkpoint = openCheckpoint(folder, "model");
+    const checkpoint = openCheckpoint(folder, model.weightsName);
     // One table under two names: a checkpoint has either or both.
-    const table = checkpoint.tensors.has("shared.weight") ? "shared.weight" : "encoder.embed_tokens.weight";
+    const table = hasWeight(checkpoint, "shared.weight") ? "shared.weight" : "encoder.embed_tokens.weight";
     loadParameters(model, checkpoint, {
       find: (name) => [{ name: name === "shared.weight" ? table : name }],
-      ignore: /^encoder\.embed_tokens\.weight$|^decoder\.|^lm_head\./,
+      ignore: /^encoder\.embed_tokens\.|^decoder\.|^lm_head\./,
     });
     return model;
   }

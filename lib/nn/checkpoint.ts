@@ -7,10 +7,13 @@
 import { CheckpointError } from "../errors.ts";
 import { type Dtype, DTYPES } from "../graph/dtypes.ts";
 import { sameShape } from "../graph/ops.ts";
+import { QuantizedTensor } from "../tensor/quantized.ts";
 import type { Checkpoint, SafetensorsTensor } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
 import { concat, type Tensor } from "../tensor/tensor.ts";
-import type { Module } from "./module.ts";
+import { Conv2d, Embedding, Linear } from "./layers.ts";
+import type { Module, Parameter } from "./module.ts";
+import { partName, readQuantized } from "./quantized_checkpoint.ts";
 
 /** Rows of a checkpoint's tensor, along its first axis: all of them, or some. */
 export interface Rows {
@@ -46,12 +49,14 @@ export interface ParameterOptions {
 export function loadParameters(module: Module, checkpoint: Checkpoint, options: ParameterOptions = {}): void {
   const { find = (name) => [{ name }], ignore } = options;
   const used = new Set<string>();
+  const kinds = layerKinds(module);
   for (const [name, parameter] of module.namedParameters()) {
-    const parts = find(name, parameter.shape).map((rows) => {
-      used.add(rows.name);
-      return partOf(checkpoint, rows, name);
-    });
-    const value = concat(parts, 0);
+    const places = find(name, parameter.shape);
+    const quantized = quantizedParts(checkpoint, places, used);
+    for (const rows of places) used.add(rows.name);
+    const value = quantized
+      ? join(checkpoint, name, quantized)
+      : concat(places.map((rows) => partOf(checkpoint, rows, name)), 0);
     if (!sameShape(value.shape, parameter.shape)) {
       throw new CheckpointError(
         `${checkpoint.path} has ${name} of [${value.shape.join(", ")}], the configuration asks for [${
@@ -60,7 +65,12 @@ export function loadParameters(module: Module, checkpoint: Checkpoint, options: 
         { file: checkpoint.path, key: name },
       );
     }
-    parameter.tensor = value;
+    if (value instanceof QuantizedTensor) {
+      checkKind(checkpoint, { name, value, kind: kinds.get(parameter) });
+      parameter.quantized = value;
+    } else {
+      parameter.tensor = value;
+    }
   }
   for (const name of checkpoint.tensors.keys()) {
     if (used.has(name) || ignore?.test(name)) continue;
@@ -69,6 +79,92 @@ export function loadParameters(module: Module, checkpoint: Checkpoint, options: 
       { file: checkpoint.path, key: name },
     );
   }
+}
+
+/** The kinds of layers whose weights can be quantized, by weight. */
+function layerKinds(module: Module): Map<Parameter, "linear" | "conv2d" | "embedding"> {
+  const kinds = new Map<Parameter, "linear" | "conv2d" | "embedding">();
+  for (const [, layer] of module.namedModules()) {
+    if (layer instanceof Linear) kinds.set(layer.weight, "linear");
+    if (layer instanceof Conv2d) kinds.set(layer.weight, "conv2d");
+    if (layer instanceof Embedding) kinds.set(layer.weight, "embedding");
+  }
+  return kinds;
+}
+
+/** The quantized weights that a parameter is made of; nothing where it is in floats. */
+function quantizedParts(
+  checkpoint: Checkpoint,
+  places: readonly Rows[],
+  used: Set<string>,
+): QuantizedTensor[] | undefined {
+  const found = places.map(({ name, start = 0, count }) => {
+    const whole = readQuantized(checkpoint, name, (part, type) => {
+      const { file, offset, byteLength } = checkpoint.tensors.get(part)!;
+      return fromFile(checkpoint, file, { ...type, name: part, offset, byteLength });
+    });
+    if (!whole) return undefined;
+    for (const part of ["qdata", "scale", "zero_point"]) used.add(partName(name, part));
+    const end = start + (count ?? whole.shape[0]! - start);
+    if (end > whole.shape[0]!) throw tooFewRows(checkpoint, name, whole.shape);
+    return start === 0 && end === whole.shape[0] ? whole : whole.rows(start, end);
+  });
+  const quantized = found.filter((part) => part !== undefined);
+  if (quantized.length === 0) return undefined;
+  if (quantized.length === found.length) return quantized;
+  const [{ name: key }] = places as [Rows];
+  throw new CheckpointError(
+    `${checkpoint.path} has ${places.map(({ name }) => name).join(", ")}, which the model joins, some quantized and ` +
+      "some not: quantize all of them or none",
+    { file: checkpoint.path, key },
+  );
+}
+
+function join(checkpoint: Checkpoint, key: string, parts: readonly QuantizedTensor[]): QuantizedTensor {
+  if (parts.length === 1) return parts[0]!;
+  try {
+    return QuantizedTensor.concat(parts);
+  } catch (cause) {
+    throw new CheckpointError(
+      `${checkpoint.path} has the parts of ${key} quantized in different ways: quantize all in one`,
+      { file: checkpoint.path, key, cause },
+    );
+  }
+}
+
+/** Checks that a layer takes a weight as it is quantized. */
+function checkKind(
+  { path }: Checkpoint,
+  { name, value, kind }: { name: string; value: QuantizedTensor; kind: "linear" | "conv2d" | "embedding" | undefined },
+): void {
+  const { format, activation } = value.quantization;
+  const takes = kind === "linear" || (kind === "embedding" && format === "int8") ||
+    (kind === "conv2d" && (format === "int8" || format === "e4m3" || format === "e5m2") &&
+      (activation.rows === "none" || (activation.rows === "int8" && activation.perTensor === 1)));
+  if (takes) return;
+  throw new CheckpointError(
+    `${path} has ${name} in ${value.scheme}, of format ${format} with input rows ${activation.rows}, which a ` +
+      `${kind ?? "parameter of this kind"} does not take: keep it in floats`,
+    { file: path, key: name },
+  );
+}
+
+function tooFewRows({ path }: Checkpoint, key: string, shape: readonly number[]): CheckpointError {
+  return new CheckpointError(`${path} has ${key} of [${shape.join(", ")}], too few rows for the model`, {
+    file: path,
+    key,
+  });
+}
+
+/** A part of a checkpoint's file as a leaf of the graph. */
+function fromFile(
+  checkpoint: Checkpoint,
+  path: string,
+  part: { shape: readonly number[]; dtype: Dtype; name: string; offset: number; byteLength: number },
+): Tensor {
+  const { offset, byteLength, ...type } = part;
+  const { stamp } = checkpoint.files.find((file) => file.path === path)!;
+  return fromSource({ kind: "file", path, offset, byteLength, stamp }, type);
 }
 
 /** Some rows of a checkpoint's tensor, as a leaf of the graph. */
@@ -82,21 +178,15 @@ function partOf(checkpoint: Checkpoint, rows: Rows, name: string): Tensor {
   }
   const { start = 0, count = (found.shape[0] ?? 1) - start } = rows;
   const all = found.shape[0] ?? 1;
-  if (start + count > all) {
-    throw new CheckpointError(
-      `${checkpoint.path} has ${rows.name} of [${found.shape.join(", ")}], too few rows for ${name}`,
-      { file: checkpoint.path, key: rows.name },
-    );
-  }
+  if (start + count > all) throw tooFewRows(checkpoint, rows.name, found.shape);
   const rowBytes = all === 0 ? 0 : found.byteLength / all;
-  return fromSource(
-    { kind: "file", path: found.file, offset: found.offset + start * rowBytes, byteLength: count * rowBytes },
-    {
-      shape: found.shape.length === 0 ? [] : [count, ...found.shape.slice(1)],
-      dtype: dtypeOf(found, checkpoint.path),
-      name,
-    },
-  );
+  return fromFile(checkpoint, found.file, {
+    shape: found.shape.length === 0 ? [] : [count, ...found.shape.slice(1)],
+    dtype: dtypeOf(found, checkpoint.path),
+    name,
+    offset: found.offset + start * rowBytes,
+    byteLength: count * rowBytes,
+  });
 }
 
 function dtypeOf(tensor: SafetensorsTensor, file: string): Dtype {

@@ -5,7 +5,8 @@
  */
 
 import type { Dtype } from "../graph/dtypes.ts";
-import { type Conv2dOptions, embedding, type Tensor } from "../tensor/tensor.ts";
+import { QuantizedTensor } from "../tensor/quantized.ts";
+import { concat, type Conv2dOptions, embedding, type Tensor } from "../tensor/tensor.ts";
 import { Module, Parameter } from "./module.ts";
 
 /** x W^T + b. */
@@ -22,9 +23,79 @@ export class Linear extends Module {
     if (options.bias ?? true) this.bias = new Parameter(outputs);
   }
 
+  /**
+   * Layers of one input as one, their outputs one after another.
+   *
+   * @param layers At least one layer; all with a bias or none, all quantized in one way or none
+   * @returns The layer; without values where one of them has none
+   */
+  static join(layers: readonly Linear[]): Linear {
+    const [first] = layers as [Linear];
+    const outputs = layers.reduce((sum, layer) => sum + layer.weight.shape[0]!, 0);
+    const joined = new Linear(first.weight.shape[1]!, outputs, { bias: first.bias !== undefined });
+    if (!layers.every((layer) => layer.weight.loaded)) return joined;
+    const quantized = layers.map((layer) => layer.weight.quantized).filter((q) => q !== undefined);
+    if (quantized.length !== 0 && quantized.length !== layers.length) {
+      throw new TypeError("Cannot join layers of which some are quantized: quantize all of them, or none");
+    }
+    if (quantized.length > 0) joined.weight.quantized = QuantizedTensor.concat(quantized);
+    else joined.weight.tensor = concat(layers.map((layer) => layer.weight.tensor), 0);
+    if (joined.bias) joined.bias.tensor = concat(layers.map((layer) => layer.bias!.tensor), 0);
+    return joined;
+  }
+
+  /**
+   * The layer as several with a part of its outputs each.
+   *
+   * @param outputs How many outputs each has
+   * @returns The layers
+   */
+  split(outputs: readonly number[]): Linear[] {
+    const { weight, bias } = this;
+    let start = 0;
+    return outputs.map((count) => {
+      const end = start + count;
+      const part = new Linear(weight.shape[1]!, count, { bias: bias !== undefined });
+      if (weight.quantized) part.weight.quantized = weight.quantized.rows(start, end);
+      else if (weight.loaded) part.weight.tensor = weight.tensor.slice(0, start, end);
+      if (bias?.loaded) part.bias!.tensor = bias.tensor.slice(0, start, end);
+      start = end;
+      return part;
+    });
+  }
+
   /** (..., inputs) to (..., outputs). */
   forward(x: Tensor): Tensor {
-    return x.linear(this.weight.tensor, this.bias?.tensor);
+    return x.linear(this.weight.tensor, this.bias?.tensor, this.weight.quantized?.activation);
+  }
+}
+
+/** A linear layer that is being recorded. */
+export interface LinearCall {
+  /** Its name in the model. */
+  readonly name: string;
+  /** The layer. */
+  readonly layer: Linear;
+  /** Its input. */
+  readonly x: Tensor;
+}
+
+/**
+ * Records something of a model with another function in place of its linear layers' own `forward`, which
+ * `Linear.prototype.forward.call(layer, x)` still is.
+ *
+ * @param module The model
+ * @param forward What gives a layer's output
+ * @param record Records; the layers are themselves again when it returns
+ * @returns What it recorded
+ */
+export function withLinears<T>(module: Module, forward: (call: LinearCall) => Tensor, record: () => T): T {
+  const layers = [...module.namedModules()].filter((entry): entry is [string, Linear] => entry[1] instanceof Linear);
+  try {
+    for (const [name, layer] of layers) layer.forward = (x) => forward({ name, layer, x });
+    return record();
+  } finally {
+    for (const [, layer] of layers) Reflect.deleteProperty(layer, "forward");
   }
 }
 
@@ -34,10 +105,10 @@ export class Conv2d extends Module {
   weight: Parameter;
   /** (filters). */
   bias: Parameter;
-  readonly #options: Conv2dOptions;
+  readonly #options: Omit<Conv2dOptions, "bias" | "rows">;
 
   /** A layer of `channels` to `filters`, by a square kernel of `size`. */
-  constructor(channels: number, filters: number, options: { size: number } & Omit<Conv2dOptions, "bias">) {
+  constructor(channels: number, filters: number, options: { size: number } & Omit<Conv2dOptions, "bias" | "rows">) {
     super();
     const { size, ...rest } = options;
     this.#options = rest;
@@ -47,7 +118,8 @@ export class Conv2d extends Module {
 
   /** (batch, height, width, channels) to (batch, height', width', filters). */
   forward(x: Tensor): Tensor {
-    return x.conv2d(this.weight.tensor, { ...this.#options, bias: this.bias.tensor });
+    const rows = this.weight.quantized?.activation.rows ?? "none";
+    return x.conv2d(this.weight.tensor, { ...this.#options, bias: this.bias.tensor, rows });
   }
 }
 

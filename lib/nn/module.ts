@@ -7,6 +7,8 @@
 import type { Dtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { sameShape } from "../graph/ops.ts";
+import { weightsChanged } from "../tensor/function.ts";
+import type { QuantizedTensor } from "../tensor/quantized.ts";
 import { Tensor } from "../tensor/tensor.ts";
 
 /** A trained tensor of a module: known by its shape, then filled from a checkpoint. */
@@ -14,6 +16,7 @@ export class Parameter {
   /** The shape that a checkpoint must have. */
   readonly shape: readonly number[];
   #tensor: Tensor | undefined;
+  #quantized: QuantizedTensor | undefined;
 
   /** Declares a parameter of a shape. */
   constructor(...shape: number[]) {
@@ -25,12 +28,31 @@ export class Parameter {
     return this.#tensor ??= new Tensor(leaf(this.shape, { dtype: "bf16", rate: RATE.constant }));
   }
 
-  /** Gives the values. */
+  /** Gives the values, in floats. */
   set tensor(value: Tensor) {
-    if (!sameShape(value.shape, this.shape)) {
-      throw new TypeError(`A parameter of [${this.shape.join(", ")}] cannot be [${value.shape.join(", ")}]`);
-    }
+    this.#check(value.shape);
+    if (this.#tensor) weightsChanged();
     this.#tensor = value;
+    this.#quantized = undefined;
+  }
+
+  /** The values as they are stored, where they are quantized. */
+  get quantized(): QuantizedTensor | undefined {
+    return this.#quantized;
+  }
+
+  /** Gives the values, quantized. */
+  set quantized(value: QuantizedTensor) {
+    this.#check(value.shape);
+    if (this.#tensor) weightsChanged();
+    this.#tensor = value.tensor;
+    this.#quantized = value;
+  }
+
+  #check(shape: readonly number[]): void {
+    if (!sameShape(shape, this.shape)) {
+      throw new TypeError(`A parameter of [${this.shape.join(", ")}] cannot be [${shape.join(", ")}]`);
+    }
   }
 
   /** Whether values were given. */
@@ -75,8 +97,19 @@ function* modulesOf(value: unknown, name: string): Generator<[string, Module]> {
 
 /** A model: a module made from a configuration, that computes in one float type. */
 export abstract class Model extends Module {
+  /** The fields of the configuration, as its file has them. */
+  readonly configFields: Readonly<Record<string, unknown>>;
+  /** What the file of its weights is called, without endings. */
+  readonly weightsName: string;
   /** The type that activations have; parameters keep their checkpoint's. */
   #dtype: Dtype = "f32";
+
+  /** A model of a configuration, and the name of its weights' file. */
+  constructor(configFields: Readonly<Record<string, unknown>>, weightsName: string) {
+    super();
+    this.configFields = configFields;
+    this.weightsName = weightsName;
+  }
 
   /** The type that activations have. */
   get dtype(): Dtype {

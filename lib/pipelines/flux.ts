@@ -4,7 +4,10 @@
  * @module
  */
 
-import { ConfigError } from "../errors.ts";
+import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
+import { ConfigError, DenoiseError } from "../errors.ts";
+import { readCompiled } from "../compile/ahead_of_time.ts";
+import { type Compilable, COMPILE_TARGET, type CompileTarget } from "../compile/compile.ts";
 import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
 import { leaf, RATE } from "../graph/node.ts";
 import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
@@ -12,16 +15,30 @@ import { AutoencoderKL } from "../models/autoencoder_kl.ts";
 import { CLIPTextModel } from "../models/clip_text_model.ts";
 import { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../models/t5_encoder_model.ts";
-import type { Model } from "../nn/module.ts";
+import type { SaveOptions } from "../nn/save.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../schedulers/linspace.ts";
 import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
 import { Device } from "../tensor/device.ts";
-import { type CompiledFunction, type CompiledInfo, compileFunction } from "../tensor/function.ts";
+import type { CallOptions, CompiledFunction, CompiledInfo, Specialization } from "../tensor/function.ts";
 import { Generator } from "../tensor/random.ts";
 import { realize, toArray } from "../tensor/realize.ts";
 import { type ArrayOf, tensor } from "../tensor/source.ts";
-import { concat, embedding, Tensor } from "../tensor/tensor.ts";
+import { Tensor } from "../tensor/tensor.ts";
+import {
+  type Decoder,
+  decoderName,
+  type FixedInputs,
+  type FluxFunctions,
+  type FluxPart,
+  type FluxShape,
+  type GuidedStepInputs,
+  RecordedFlux,
+  type Shrink,
+  type StepInputs,
+  type VaryingInputs,
+} from "./flux_functions.ts";
+import { describeFlux, ReadFlux, readNotes } from "./flux_compiled.ts";
 import { resolveModel, type ResolveOptions } from "./hub.ts";
 import {
   callable,
@@ -35,13 +52,17 @@ import {
   type Seed,
   tokenize,
 } from "./pipeline.ts";
+import { savePipeline } from "./save.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 /** How a pipeline is loaded. */
 export interface FluxLoadOptions extends Omit<ResolveOptions, "components" | "weights"> {
   /** Where it runs: the best device there is by default. */
   device?: Device | "auto" | "cpu" | undefined;
-  /** What activations are computed in, `f32` by default; weights keep their checkpoint's type. */
+  /**
+   * What activations are computed in, `f32` by default; weights keep their checkpoint's type, and quantized ones the
+   * codes and scales that were stored.
+   */
   dtype?: FloatDtype | undefined;
   /** Whether to load the text encoders, true by default; they are not needed where embeddings are given. */
   textEncoders?: boolean | undefined;
@@ -166,8 +187,18 @@ export interface FluxResult {
   readonly seconds: FluxSeconds;
 }
 
+/** A call to compile a pipeline for: the options of it that shapes follow from. */
+export interface FluxRun extends
+  Pick<
+    FluxOptions,
+    "height" | "width" | "numInferenceSteps" | "maxSequenceLength" | "numImagesPerPrompt" | "trueCfgScale"
+  > {
+  /** How many prompts the call has, 1 by default. */
+  prompts?: number | undefined;
+}
+
 /** A loaded Flux: call it with a prompt. */
-export interface FluxPipeline {
+export interface FluxPipeline extends Compilable<FluxRun> {
   /**
    * Makes pictures.
    *
@@ -190,17 +221,38 @@ export interface FluxPipeline {
   ): Promise<FluxEmbeddings>;
   /** What a call with the same arguments will take of the memory. Nothing is computed, and no weights are needed. */
   plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
+  /** @internal Runs the models on prompts, on functions of another maker. */
+  [CALIBRATION](prompts: readonly string[], options: CalibrationOptions): Promise<void>;
   /** The noise that a run starts from: packed, one row for each picture. */
   prepareLatents(options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }): Tensor;
-  /** Makes a picture again from the settings in its file. */
+  /**
+   * Makes a picture again from the settings in its file.
+   *
+   * @param picture The picture, or its file
+   * @param options How to stop, what to call after each step
+   * @returns The picture
+   * @throws {DenoiseError} If the file has no settings, or was made with weights that were quantized in another way
+   */
   rerun(picture: Image | string | URL, options?: Pick<FluxOptions, "signal" | "onStep">): Promise<Image>;
+  /**
+   * Saves the pipeline in diffusers' layout: weights as they are, quantized ones in their stored form. A reader of the
+   * folder finds what was there before or all of the new, whenever the process ends; it may be the folder that the
+   * pipeline was loaded from.
+   *
+   * @param folder The folder, which is made if there is none
+   * @param options The size of files
+   * @throws {OutputError} If the folder cannot be written
+   */
+  save(folder: string, options?: SaveOptions): Promise<void>;
+  /** How each part is quantized, such as `transformer: 110 int8dq, 3 float; vae: 34 int8wo`; empty where none is. */
+  readonly quantization: string;
   /** What the model was called when it was loaded. */
   readonly model: string;
   /** Where it runs. */
   readonly device: Device;
   /** What activations are computed in. */
   readonly dtype: FloatDtype;
-  /** The transformer. */
+  /** The transformer. A pipeline that was compiled ahead of time has none, nor a VAE: asking for them is an error. */
   readonly transformer: FluxTransformer2DModel;
   /** The autoencoder. */
   readonly vae: AutoencoderKL;
@@ -221,7 +273,7 @@ export interface FluxPipelineLoader {
   /**
    * Loads a checkpoint. Weights are mapped, and read when they are first used.
    *
-   * @param model A folder in diffusers' layout, a hub id, or a URL
+   * @param model A folder in diffusers' layout, a hub id, a URL, or a file that was compiled ahead of time
    * @param options Where it runs, in what type, which parts
    * @returns The pipeline
    * @throws {CheckpointError} If weights are missing, broken or of wrong shapes
@@ -263,6 +315,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   if (!(device instanceof Device) && device !== "auto" && device !== "cpu") {
     throw new RangeError(`Cannot run on ${JSON.stringify(device)}: pass "auto", "cpu", or a Device`);
   }
+  if (await isCompiledFile(model)) return await loadCompiled(model, options);
   const folder = await resolveModel(model, {
     ...where,
     ...(!textEncoders && { components: ["transformer", "vae", "scheduler"] }),
@@ -313,11 +366,35 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
     tokenizer2,
     scheduler,
   };
-  const run = new Runner(parts);
-  return callable((prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
-    return run.generate(prompt, options);
-  }, {
+  const functions = new RecordedFlux(parts);
+  const run = new Runner(parts, functions);
+  return pipelineOf(run, {
     ...parts,
+    [COMPILE_TARGET]: run.compileTarget(functions),
+    [CALIBRATION]: async (prompts: readonly string[], options: CalibrationOptions) => {
+      const { make, ...rest } = options;
+      const observed = new Runner(parts, new RecordedFlux(parts, make));
+      for (const prompt of prompts) await observed.generate(prompt, { ...rest, outputType: "latent" });
+    },
+    save: (folder: string, options: SaveOptions = {}) =>
+      savePipeline(folder, {
+        index,
+        models: { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 },
+        others: ["scheduler", ...(tokenizer ? ["tokenizer"] : []), ...(tokenizer2 ? ["tokenizer_2"] : [])],
+        device: opened,
+      }, options),
+  });
+}
+
+/** A pipeline that runs as a runner does, with all else that it has. */
+function pipelineOf(
+  run: Runner,
+  members: Parts & Pick<FluxPipeline, "save" | typeof COMPILE_TARGET | typeof CALIBRATION>,
+): FluxPipeline {
+  const call = (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => {
+    return run.generate(prompt, options);
+  };
+  return callable(callable(call, members), {
     steps: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.steps(prompt, options),
     encodePrompt: (
       prompt: string | readonly string[],
@@ -328,51 +405,75 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
       run.again(picture, options),
+    get quantization() {
+      return run.quantization;
+    },
   });
 }
 
+/** Whether a model is named by a file, which only compiled ones are. */
+async function isCompiledFile(model: string): Promise<boolean> {
+  return model.endsWith(".safetensors") && await Deno.stat(model).then((info) => info.isFile, () => false);
+}
+
+/** Makes a pipeline that was compiled ahead of time: it has functions, and no models. */
+async function loadCompiled(path: string, options: FluxLoadOptions): Promise<FluxPipeline> {
+  const file = await readCompiled(path);
+  const noted = await readNotes(file);
+  if (options.dtype !== undefined && options.dtype !== noted.dtype) {
+    throw new RangeError(`Cannot compute in ${options.dtype}: ${path} was compiled for ${noted.dtype}`);
+  }
+  const { device = "auto" } = options;
+  if (device instanceof Device && device.level !== file.level) {
+    throw new RangeError(`Cannot run ${path} on a device of ${device.level}: it was compiled for ${file.level}`);
+  }
+  const opened = device instanceof Device ? device : await deviceOf(file.level);
+  const absent = (what: string): never => {
+    throw new TypeError(
+      `Cannot use ${what} of ${path}, which was compiled ahead of time: load the checkpoint for that`,
+    );
+  };
+  const parts = { ...noted, device: opened };
+  return pipelineOf(new Runner(parts, new ReadFlux(file, opened)), {
+    ...parts,
+    textEncoder: undefined,
+    textEncoder2: undefined,
+    get transformer(): never {
+      return absent("the transformer");
+    },
+    get vae(): never {
+      return absent("the VAE");
+    },
+    get [COMPILE_TARGET](): never {
+      return absent("the graphs");
+    },
+    [CALIBRATION]: () => Promise.try(() => absent("the layers")),
+    save: () => Promise.try(() => absent("the weights")),
+  });
+}
+
+/** The default device where it has a level, else one of its own. */
+async function deviceOf(level: string): Promise<Device> {
+  const found = await Device.default();
+  return found.level === level ? found : await Device.open({ level });
+}
+
 /** What a loaded pipeline is made of. */
-type Parts = Omit<FluxPipeline, "steps" | "encodePrompt" | "plan" | "prepareLatents" | "rerun">;
+type Parts = Omit<
+  FluxPipeline,
+  | "steps"
+  | "encodePrompt"
+  | "plan"
+  | "prepareLatents"
+  | "rerun"
+  | "save"
+  | "quantization"
+  | typeof CALIBRATION
+  | typeof COMPILE_TARGET
+>;
 
-/** The arguments of a step's program that are the same at every step: what follows from them is computed once a run. */
-type FixedInputs = {
-  /** (prompts, text tokens, size), (prompts, size). */
-  promptEmbeds: Tensor;
-  pooledPromptEmbeds: Tensor;
-  /** Of the whole run, in [0, 1], (steps). */
-  timesteps: Tensor;
-  /** (1). */
-  guidance: Tensor;
-  /** Positions of text and picture tokens, (tokens, 3). */
-  textIds: Tensor;
-  imageIds: Tensor;
-};
-
-/** The arguments that are not. */
-type VaryingInputs = {
-  /** Packed, (pictures, tokens, channels). */
-  latents: Tensor;
-  /** The number of this step, once for each row of the transformer's batch. */
-  rows: Tensor;
-  /** The change of sigma, (1). */
-  stepSize: Tensor;
-};
-
-type StepInputs = FixedInputs & VaryingInputs;
-
-/** The arguments of a step with classifier-free guidance. */
-type GuidedStepInputs = StepInputs & {
-  negativePromptEmbeds: Tensor;
-  negativePooledPromptEmbeds: Tensor;
-  /** (1). */
-  trueCfgScale: Tensor;
-};
-
-/** From packed latents to pixels, (pictures, height, width, 3) in [0, 1]. */
-type Decoder = CompiledFunction<{ latents: Tensor }, { pixels: Tensor }>;
-
-/** How many times smaller than asked for a picture is. */
-type Shrink = 1 | 2;
+/** What a run takes of them. */
+type RunnerParts = Pick<Parts, "model" | "device" | "dtype" | "tokenizer" | "tokenizer2" | "scheduler">;
 
 /** Options after the checks. */
 interface Job {
@@ -387,75 +488,14 @@ interface Job {
   readonly options: FluxOptions;
 }
 
-/** Runs a pipeline: one compiled function for each text encoder, a step, and the decoder. */
+/** Runs a pipeline on its functions, wherever they come from. */
 class Runner {
-  readonly #parts: Parts;
-  readonly #clip: CompiledFunction<{ inputIds: Tensor; endPositions: Tensor }, { pooled: Tensor }>;
-  readonly #t5: CompiledFunction<{ inputIds: Tensor }, { embeds: Tensor }>;
-  readonly #step: CompiledFunction<StepInputs, { latents: Tensor }>;
-  readonly #guidedStep: CompiledFunction<GuidedStepInputs, { latents: Tensor }>;
-  readonly #decoders = new Map<string, Decoder>();
+  readonly #parts: RunnerParts;
+  readonly #functions: FluxFunctions;
 
-  constructor(parts: Parts) {
+  constructor(parts: RunnerParts, functions: FluxFunctions) {
     this.#parts = parts;
-    const { device, textEncoder, textEncoder2 } = parts;
-    const varying = ["latents", "rows", "stepSize"] as const;
-    this.#clip = compileFunction((inputs) => ({ pooled: textEncoder!.forward(inputs).poolerOutput }), {
-      device,
-      name: "text_encoder",
-    });
-    this.#t5 = compileFunction((inputs) => ({ embeds: textEncoder2!.forward(inputs).lastHiddenState }), {
-      device,
-      name: "text_encoder_2",
-    });
-    this.#step = compileFunction((inputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
-    this.#guidedStep = compileFunction((inputs) => this.#recordGuidedStep(inputs), {
-      device,
-      name: "transformer",
-      varying,
-    });
-  }
-
-  /** The transformer's prediction of the flow, and an Euler step along it. */
-  #recordStep(inputs: StepInputs): { latents: Tensor } {
-    return this.#euler(inputs, this.#velocity(inputs));
-  }
-
-  /** Both predictions as one batch, the negative one first, and a step along what lies beyond the positive one. */
-  #recordGuidedStep(inputs: GuidedStepInputs): { latents: Tensor } {
-    const { latents, promptEmbeds, pooledPromptEmbeds, negativePromptEmbeds, negativePooledPromptEmbeds } = inputs;
-    const copies = latents.size(0) / promptEmbeds.size(0);
-    const both = this.#velocity({
-      ...inputs,
-      latents: concat([latents, latents], 0),
-      promptEmbeds: concat([repeat(negativePromptEmbeds, copies), repeat(promptEmbeds, copies)], 0),
-      pooledPromptEmbeds: concat([repeat(negativePooledPromptEmbeds, copies), repeat(pooledPromptEmbeds, copies)], 0),
-    });
-    const [without, wanted] = both.chunk(2, 0) as [Tensor, Tensor];
-    const scale = inputs.trueCfgScale.cast(both.dtype);
-    return this.#euler(inputs, without.add(scale.mul(wanted.sub(without))));
-  }
-
-  #velocity(inputs: StepInputs): Tensor {
-    const { transformer } = this.#parts;
-    const { latents, timesteps, guidance, rows, textIds, imageIds } = inputs;
-    const batch = latents.size(0);
-    const pooledProjections = repeat(inputs.pooledPromptEmbeds, batch / inputs.pooledPromptEmbeds.size(0));
-    // The condition of all steps is one table, which is computed once a run; a step selects its rows.
-    const conditions = transformer.condition({ timestep: timesteps, guidance, pooledProjections });
-    return transformer.forward({
-      hiddenStates: latents,
-      encoderHiddenStates: repeat(inputs.promptEmbeds, batch / inputs.promptEmbeds.size(0)),
-      temb: embedding(rows, conditions),
-      imgIds: imageIds,
-      txtIds: textIds,
-    });
-  }
-
-  #euler({ latents, stepSize }: StepInputs, velocity: Tensor): { latents: Tensor } {
-    // The scheduler adds in f32; the product is rounded to the model's type before, as PyTorch does.
-    const change = velocity.cast("f32").mul(stepSize).cast(velocity.dtype).cast("f32");
-    return { latents: latents.cast("f32").add(change).cast(latents.dtype) };
+    this.#functions = functions;
   }
 
   async generate(prompt: string | readonly string[] | undefined, options: FluxOptions): Promise<FluxResult> {
@@ -474,6 +514,7 @@ class Runner {
     const job = this.#check(prompt, options);
     const { signal } = options;
     signal?.throwIfAborted();
+    this.#functions.admit(this.#shapeOf(job));
     const seconds: FluxSeconds = { textEncoding: 0, denoising: 0, decoding: 0 };
     const timed = async <T>(phase: keyof FluxSeconds, run: () => Promise<T>): Promise<T> => {
       const start = performance.now();
@@ -498,8 +539,8 @@ class Runner {
       latents = await timed("denoising", async () => {
         const inputs: StepInputs = { ...fixed, ...this.#varying(job, { latents: before, run, index }) };
         const result = negative
-          ? await this.#guidedStep.run({ ...inputs, ...negative }, { signal })
-          : await this.#step.run(inputs, { signal });
+          ? await this.#functions.guidedStep.run({ ...inputs, ...negative }, { signal })
+          : await this.#functions.step.run(inputs, { signal });
         return result.latents;
       });
       const after = latents;
@@ -558,11 +599,12 @@ class Runner {
 
   /** Checks everything that can be checked before anything is computed. */
   #check(prompt: string | readonly string[] | undefined, options: FluxOptions): Job {
-    const { vae, tokenizer2, scheduler } = this.#parts;
+    const { tokenizer2, scheduler } = this.#parts;
+    const { sampleSize, scaleFactor } = this.#functions.facts;
     const { promptEmbeds, pooledPromptEmbeds, sigmas, negativePrompt, negativePromptEmbeds } = options;
     const { guidanceScale = DEFAULT_GUIDANCE, trueCfgScale = 1, outputType = "image" } = options;
-    const { height = vae.config.sampleSize, width = vae.config.sampleSize } = options;
-    const multiple = 2 * vae.scaleFactor;
+    const { height = sampleSize, width = sampleSize } = options;
+    const multiple = 2 * scaleFactor;
     checkSide("height", height, multiple);
     checkSide("width", width, multiple);
     checkScale("guidanceScale", guidanceScale);
@@ -641,8 +683,8 @@ class Runner {
 
   /** Embeddings that the caller brings. */
   async #given(promptEmbeds: Tensor, pooledPromptEmbeds: Tensor): Promise<FluxEmbeddings> {
-    const { transformer, dtype, device } = this.#parts;
-    const { jointAttentionDim, pooledProjectionDim } = transformer.config;
+    const { dtype, device } = this.#parts;
+    const { jointAttentionDim, pooledProjectionDim } = this.#functions.facts;
     const [prompts] = promptEmbeds.shape;
     if (promptEmbeds.shape.length !== 3 || promptEmbeds.size(-1) !== jointAttentionDim || prompts === 0) {
       throw new TypeError(
@@ -667,8 +709,9 @@ class Runner {
     second: readonly string[],
     options: { maxSequenceLength: number; signal: AbortSignal | undefined },
   ): Promise<FluxEmbeddings> {
-    const { textEncoder, textEncoder2, tokenizer, tokenizer2, model } = this.#parts;
-    if (!textEncoder || !textEncoder2 || !tokenizer || !tokenizer2) {
+    const { tokenizer, tokenizer2, model } = this.#parts;
+    const { clip, t5, facts } = this.#functions;
+    if (!clip || !t5 || !tokenizer || !tokenizer2) {
       throw new TypeError(
         `Cannot read a prompt as ${model} was loaded without its text encoders: load them, or pass promptEmbeds and ` +
           "pooledPromptEmbeds",
@@ -676,14 +719,15 @@ class Runner {
     }
     const { maxSequenceLength, signal } = options;
     const clipLength = this.#clipLength();
+    const { eosTokenId } = facts.clip!;
     const clipIds = tokenize(tokenizer, prompts, { maxLength: clipLength, limit: "what CLIP takes" });
     const t5Ids = tokenize(tokenizer2, second, { maxLength: maxSequenceLength, limit: "maxSequenceLength" });
     const rows = prompts.length;
-    const { pooled } = await this.#clip.run({
+    const { pooled } = await clip.run({
       inputIds: tensor(clipIds, { shape: [rows, clipLength], dtype: "i32" }),
-      endPositions: tensor(textEncoder.endPositions(clipIds, rows), { dtype: "i32" }),
+      endPositions: tensor(CLIPTextModel.endPositions(clipIds, { batch: rows, eosTokenId }), { dtype: "i32" }),
     }, { signal });
-    const { embeds } = await this.#t5.run({
+    const { embeds } = await t5.run({
       inputIds: tensor(t5Ids, { shape: [rows, maxSequenceLength], dtype: "i32" }),
     }, { signal });
     return { promptEmbeds: embeds, pooledPromptEmbeds: pooled };
@@ -691,8 +735,7 @@ class Runner {
 
   /** The tokens that CLIP takes. */
   #clipLength(): number {
-    const { tokenizer, textEncoder } = this.#parts;
-    return Math.min(tokenizer!.maxLength, textEncoder!.config.maxPositionEmbeddings);
+    return Math.min(this.#parts.tokenizer!.maxLength, this.#functions.facts.clip!.maxPositionEmbeddings);
   }
 
   /** The latents that a run starts from, packed. */
@@ -723,8 +766,8 @@ class Runner {
 
   /** Channels, rows and columns of the VAE's latents. */
   #latentShape({ height, width }: Job): readonly [number, number, number] {
-    const { vae, transformer } = this.#parts;
-    return [transformer.config.inChannels / 4, height / vae.scaleFactor, width / vae.scaleFactor];
+    const { inChannels, scaleFactor } = this.#functions.facts;
+    return [inChannels / 4, height / scaleFactor, width / scaleFactor];
   }
 
   #imageIds(job: Job): Tensor {
@@ -758,14 +801,14 @@ class Runner {
     latents: Tensor,
     options: { job: Job; signal: AbortSignal | undefined; shrink: Shrink },
   ): Promise<Image[]> {
-    const { vae, device } = this.#parts;
+    const { device } = this.#parts;
     const { job, signal, shrink } = options;
     const decoder = this.#decoder(job, shrink);
     const [width, height] = [job.width / shrink, job.height / shrink];
     const size = width * height * 3;
     const rows = latents.size(0);
     // Slicing is one picture a run: the decoder's memory does not grow with the batch.
-    const parts = vae.useSlicing && rows > 1
+    const parts = this.#functions.facts.slicing && rows > 1
       ? await realize(Array.from({ length: rows }, (_, i) => latents.slice(0, i, i + 1)), { device })
       : [latents];
     const images: Image[] = [];
@@ -779,53 +822,41 @@ class Runner {
     return images;
   }
 
-  /** From packed latents to pixels, of latents as they are or of the means of 2 by 2. */
   #decoder(job: Job, shrink: Shrink): Decoder {
-    const { vae, device } = this.#parts;
-    const [channels, rows, columns] = this.#latentShape(job);
-    const key = `${rows} ${columns} ${shrink} ${vae.useTiling}`;
-    let decoder = this.#decoders.get(key);
-    if (!decoder) {
-      const { scalingFactor, shiftFactor } = vae.config;
-      // A packed token holds 2 by 2 latents of each channel.
-      const unpack = (packed: Tensor) => {
-        const [pictures, y, x] = [packed.size(0), rows / 2, columns / 2];
-        if (shrink === 2) return packed.reshape(pictures, y, x, channels, 4).mean().permute(0, 3, 1, 2);
-        return packed.reshape(pictures, y, x, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-          .reshape(pictures, channels, rows, columns);
-      };
-      decoder = compileFunction(({ latents }: { latents: Tensor }) => {
-        const sample = vae.decode(unpack(latents).div(scalingFactor).add(shiftFactor)); // (pictures, 3, height, width)
-        return { pixels: sample.mul(0.5).add(0.5).cast("f32").permute(0, 2, 3, 1) };
-      }, { device, name: "vae" });
-      this.#decoders.set(key, decoder);
-    }
-    return decoder;
+    const [, rows, columns] = this.#latentShape(job);
+    return this.#functions.decoder({ rows, columns, shrink });
   }
 
-  /** What each model will need for a job. */
-  plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
-    const { transformer, vae, textEncoder, textEncoder2, dtype } = this.#parts;
-    const job = this.#check(prompt, options);
+  #shapeOf({ prompts, options, height, width, sigmas, copies, maxSequenceLength, guided }: Job): FluxShape {
+    return {
+      prompts: prompts?.length ?? options.promptEmbeds!.size(0),
+      numImagesPerPrompt: copies,
+      height,
+      width,
+      numInferenceSteps: sigmas.length,
+      maxSequenceLength: options.promptEmbeds?.size(1) ?? maxSequenceLength,
+      guided,
+    };
+  }
+
+  /** The functions that a job calls, with arguments of the shapes that they get: they have no values. */
+  #uses(job: Job): Use[] {
+    const { dtype } = this.#parts;
+    const { clip, t5, step, guidedStep, facts } = this.#functions;
+    const { jointAttentionDim, pooledProjectionDim, inChannels } = facts;
     const like = (...shape: number[]) => new Tensor(leaf(shape, { dtype, rate: RATE.run }));
     const ids = (...shape: number[]) => new Tensor(leaf(shape, { dtype: "i32", rate: RATE.run }));
-    const models: ModelMemory[] = [];
-    const add = (part: string, model: Model, { weightBytes, arenaBytes }: CompiledInfo) => {
-      models.push({ part, parameters: model.parameterCount(), weightBytes, workBytes: arenaBytes });
-    };
-    const prompts = job.prompts?.length ?? options.promptEmbeds!.size(0);
-    if (job.prompts && textEncoder && textEncoder2) {
+    const uses: Use[] = [];
+    const { prompts, maxSequenceLength: textTokens } = this.#shapeOf(job);
+    if (job.prompts && clip && t5) {
       const tokens = this.#clipLength();
-      const clip = this.#clip.inspect({ inputIds: ids(prompts, tokens), endPositions: ids(prompts) });
-      add("text_encoder", textEncoder, clip);
-      add("text_encoder_2", textEncoder2, this.#t5.inspect({ inputIds: ids(prompts, job.maxSequenceLength) }));
+      uses.push(useOf("text_encoder", clip, { inputIds: ids(prompts, tokens), endPositions: ids(prompts) }));
+      uses.push(useOf("text_encoder_2", t5, { inputIds: ids(prompts, job.maxSequenceLength) }));
     }
-    const tokens = options.promptEmbeds?.size(1) ?? job.maxSequenceLength;
-    const { jointAttentionDim, pooledProjectionDim, inChannels } = transformer.config;
     const [, rows, columns] = this.#latentShape(job);
     const pictures = prompts * job.copies;
     const embeddings = {
-      promptEmbeds: like(prompts, tokens, jointAttentionDim),
+      promptEmbeds: like(prompts, textTokens, jointAttentionDim),
       pooledPromptEmbeds: like(prompts, pooledProjectionDim),
     };
     const latents = like(pictures, rows * columns / 4, inChannels);
@@ -836,13 +867,53 @@ class Runner {
       negativePooledPromptEmbeds: embeddings.pooledPromptEmbeds,
       trueCfgScale: tensor([1]),
     };
-    add(
-      "transformer",
-      transformer,
-      job.guided ? this.#guidedStep.inspect({ ...inputs, ...negative }) : this.#step.inspect(inputs),
+    uses.push(
+      job.guided ? useOf("transformer", guidedStep, { ...inputs, ...negative }) : useOf("transformer", step, inputs),
     );
-    const batch = vae.useSlicing ? 1 : pictures;
-    add("vae", vae, this.#decoder(job, 1).inspect({ latents: like(batch, latents.size(1), inChannels) }));
+    uses.push(this.#decoderUse(job, 1));
+    return uses;
+  }
+
+  #decoderUse(job: Job, shrink: Shrink): Use {
+    const { inChannels, slicing } = this.#functions.facts;
+    const { prompts, numImagesPerPrompt } = this.#shapeOf(job);
+    const [, rows, columns] = this.#latentShape(job);
+    const shape = [slicing ? 1 : prompts * numImagesPerPrompt, rows * columns / 4, inChannels];
+    const latents = new Tensor(leaf(shape, { dtype: this.#parts.dtype, rate: RATE.run }));
+    return useOf("vae", this.#decoder(job, shrink), { latents }, decoderName({ rows, columns, shrink }));
+  }
+
+  /** What compiling the pipeline takes to know of it. */
+  compileTarget(functions: RecordedFlux): CompileTarget<FluxRun> {
+    const { device } = this.#parts;
+    const jobOf = ({ prompts = 1, trueCfgScale = 1, ...options }: FluxRun) => {
+      checkCount("prompts", prompts, { min: 1 });
+      const guidance = trueCfgScale > 1 ? { trueCfgScale, negativePrompt: "" } : {};
+      return this.#check(Array.from({ length: prompts }, () => ""), { ...options, ...guidance });
+    };
+    return {
+      device,
+      choose: (choices, options) => functions.choose(choices, options),
+      uses: (run, { vae }) => {
+        const job = jobOf(run);
+        const uses = this.#uses(job).map((use) => ({ ...use, tuned: vae || use.part !== "vae" }));
+        return [...uses, { ...this.#decoderUse(job, 2), tuned: vae }];
+      },
+      describe: (runs) => describeFlux(this.#parts, functions, runs.map((run) => this.#shapeOf(jobOf(run)))),
+    };
+  }
+
+  /** How each part is quantized. */
+  get quantization(): string {
+    return this.#functions.quantization;
+  }
+
+  /** What each model will need for a job. */
+  plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
+    const models = this.#uses(this.#check(prompt, options)).map(({ part, inspect }) => {
+      const { weightBytes, arenaBytes } = inspect();
+      return { part, parameters: this.#functions.parameters(part), weightBytes, workBytes: arenaBytes };
+    });
     const weights = models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
     return { models, bytes: weights + Math.max(...models.map(({ workBytes }) => workBytes)) };
   }
@@ -874,6 +945,7 @@ class Runner {
       height: job.height,
       maxSequenceLength: job.maxSequenceLength,
       dtype: this.#parts.dtype,
+      ...(this.quantization !== "" && { quantization: this.quantization }),
       ...(!Array.isArray(options.seed) && pictures > 1 && { batchSize: pictures, index }),
     };
     return settingsToMetadata(settings);
@@ -898,7 +970,15 @@ class Runner {
   async again(picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep">): Promise<Image> {
     const image = picture instanceof Image ? picture : await Image.open(picture);
     const settings = settingsFromMetadata(image.metadata, picture instanceof Image ? {} : { file: String(picture) });
-    const { prompt, model: _, dtype: __, batchSize = 1, index = 0, seed, ...rest } = settings;
+    const { prompt, model: _, dtype: __, quantization = "", batchSize = 1, index = 0, seed, ...rest } = settings;
+    if (quantization !== this.quantization) {
+      const told = (how: string) => how === "" ? "in floats" : `with ${how}`;
+      throw new DenoiseError(
+        `Cannot make ${picture instanceof Image ? "the picture" : picture} again: it was made ${told(quantization)}, ` +
+          `and the pipeline is ${told(this.quantization)}; load the model, and quantize it as it was`,
+        { file: picture instanceof Image ? undefined : String(picture), key: "quantization" },
+      );
+    }
     const job = this.#check(prompt, rest);
     checkCount("batch_size", batchSize, { min: 1 });
     checkCount("index", index, { min: 0, max: batchSize - 1 });
@@ -912,19 +992,26 @@ class Runner {
   }
 }
 
+/** One call of a function: arguments of the shapes that it gets. */
+interface Use {
+  /** The folder of the model in a checkpoint. */
+  readonly part: FluxPart;
+  /** The function's name. */
+  readonly name: string;
+  readonly inspect: () => CompiledInfo;
+  readonly prepare: (options: CallOptions) => Promise<Specialization>;
+}
+
+function useOf<I, O>(part: FluxPart, fn: CompiledFunction<I, O>, inputs: I, name = fn.name): Use {
+  return { part, name, inspect: () => fn.inspect(inputs), prepare: (options) => fn.prepare(inputs, options) };
+}
+
 type NegativeInputs = Omit<GuidedStepInputs, keyof StepInputs>;
 
 const DEFAULT_GUIDANCE = 3.5;
 const DEFAULT_STEPS = 28;
 /** What T5 and Flux were trained with, and diffusers' own limit. */
 const MAX_TOKENS = 512;
-
-/** Each row several times, one after another. */
-function repeat(x: Tensor, copies: number): Tensor {
-  if (copies === 1) return x;
-  const [rows = 0, ...rest] = x.shape;
-  return x.unsqueeze(1).expand(rows, copies, ...rest).reshape(rows * copies, ...rest);
-}
 
 /** A tensor of values in the type, on the device. */
 async function prepared(t: Tensor, options: { dtype: Dtype; device: Device }): Promise<Tensor> {

@@ -10,6 +10,7 @@
 
 import { CheckpointError, ConfigError, HubError } from "../errors.ts";
 import { Connection, messageOf, sleep, StatusError, writing } from "./download.ts";
+import { findCacheFolder } from "../tensor/cache.ts";
 
 /** How far a download is. */
 export interface DownloadProgress {
@@ -128,15 +129,8 @@ export async function resolveModel(model: string, options: ResolveOptions = {}):
  * @throws {HubError} If the environment does not say where that is, or may not be read
  */
 export function cacheFolder(): string {
-  const own = env("DENOISE_CACHE");
-  if (own !== undefined) return own;
-  const home = env("HOME");
-  const caches = Deno.build.os === "windows"
-    ? env("LOCALAPPDATA")
-    : Deno.build.os === "darwin"
-    ? home && `${home}/Library/Caches`
-    : env("XDG_CACHE_HOME") ?? (home && `${home}/.cache`);
-  if (caches) return `${caches}/denoise`;
+  const found = findCacheFolder();
+  if (found !== undefined) return found;
   throw new HubError(
     "Cannot tell where downloads are kept: set DENOISE_CACHE to a folder and run with --allow-env=DENOISE_CACHE, " +
       "or pass one as `cache`",

@@ -5,6 +5,7 @@
  */
 
 import { CheckpointError, ConfigError } from "../errors.ts";
+import { finishUpdate } from "../tensor/folder_update.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** What a seed may be: an integer from -2^63 to 2^64 - 1. */
@@ -18,6 +19,8 @@ export interface ModelIndex {
   readonly className: string;
   /** The class of each part by its folder's name; a part that the checkpoint leaves out is not here. */
   readonly parts: ReadonlyMap<string, string>;
+  /** All of the file's fields. */
+  readonly fields: Readonly<Record<string, unknown>>;
 }
 
 /**
@@ -73,6 +76,7 @@ export async function readConfig(path: string): Promise<Readonly<Record<string, 
  * @throws {ConfigError} If the file is broken or of another pipeline
  */
 export async function readModelIndex(folder: string, className: string): Promise<ModelIndex> {
+  await finishUpdate(folder);
   const file = `${folder}/model_index.json`;
   const isThere = await Deno.stat(file).then((info) => info.isFile, () => false);
   if (!isThere) {
@@ -95,7 +99,7 @@ export async function readModelIndex(folder: string, className: string): Promise
     if (!Array.isArray(value) || typeof value[1] !== "string") continue;
     parts.set(name, value[1]);
   }
-  return { folder, className, parts };
+  return { folder, className, parts, fields: json };
 }
 
 /**

@@ -9,6 +9,8 @@ import { OutputError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { formatBytes, formatSeconds, formatTable, ProgressBar } from "../media/progress.ts";
 import { show } from "../media/terminal.ts";
+import { schemeOf } from "../quantize/schemes.ts";
+import { AUTOQUANT, type Optimizations, optimize, type OptimizeReport } from "./optimize.ts";
 import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep, MemoryPlan } from "./flux.ts";
 import type { Seed } from "./pipeline.ts";
 
@@ -22,6 +24,8 @@ export interface InferenceFlags {
   readonly prompts: readonly string[];
   /** What activations are computed in. */
   readonly dtype: FloatDtype;
+  /** What is done to the model before it runs. */
+  readonly optimization: Optimizations;
   /** How to make the pictures. */
   readonly options: FluxOptions;
   /** Whether the VAE decodes in tiles. */
@@ -51,6 +55,9 @@ interface Flag {
 /** The checkpoint that comes with the project. */
 const MODEL = "models/shapes-flux";
 
+/** What `--quantize-vae` means without a name: the pictures are the nearest to those in floats. */
+const VAE_SCHEME = "int8wo";
+
 const FLAGS = {
   "model": { takes: "FOLDER|ID|URL", fallback: MODEL, help: "the checkpoint: a folder, a hub id, or a URL" },
   "transformer": {
@@ -74,6 +81,17 @@ const FLAGS = {
   "max-sequence-length": { takes: "TOKENS", fallback: "32", help: "the most tokens of a prompt" },
   "num-images-per-prompt": { takes: "COUNT", fallback: "1", help: "pictures of each prompt" },
   "dtype": { takes: "f32|bf16|f16", fallback: "f32", help: "the type to compute in" },
+  "quantization": { takes: "NAME", help: "the transformer's scheme: int8dq, int4wo, fp8dqrow..., or autoquant" },
+  "group-size": { takes: "COUNT", help: "inputs that share a scale, of int4: 32, 64, 128 or 256" },
+  "sparsify": { help: "prune the transformer to two of each four weights; int8dq stores them without the zeros" },
+  "plan": { takes: "FILE", help: "the plan of each layer's scheme, as autoquant saved it" },
+  "fuse-qkv": { help: "make one projection of q, k and v" },
+  "quantize-vae": {
+    takes: "[NAME]",
+    help: `the VAE's scheme: int8wo, int8dq or fp8wo [${VAE_SCHEME} where none is named]`,
+  },
+  "compile": { help: "choose kernels by measurement, or by what was measured before" },
+  "compile-vae": { help: "the same for the VAE; needs --compile" },
   "vae-tiling": { help: "decode large pictures in tiles" },
   "vae-slicing": { help: "decode one picture at a time" },
   "out": { takes: "PATH", help: "a .png for one picture, a folder for several [out/picture.png, out/pictures]" },
@@ -99,7 +117,7 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
   }
   let values: Record<string, unknown>;
   try {
-    values = parseArgs({ args: [...args], options, allowPositionals: false }).values;
+    values = parseArgs({ args: withVaeScheme(args), options, allowPositionals: false }).values;
   } catch (cause) {
     const [sentence] = String((cause as Error).message).split(/\. |\n/);
     throw new RangeError(`${sentence}: --help lists the flags`, { cause });
@@ -142,6 +160,7 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
     transformer: values.transformer as string | undefined,
     prompts,
     dtype,
+    optimization: parseOptimization(values),
     options: {
       prompt2: texts("prompt-2"),
       negativePrompt: negative,
@@ -162,6 +181,61 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
     show: values.show === true,
     help: values.help === true,
   };
+}
+
+/** The arguments with a name after a `--quantize-vae` that has none. */
+function withVaeScheme(args: readonly string[]): string[] {
+  return args.map((arg, i) => {
+    const next = args[i + 1];
+    return arg === "--quantize-vae" && (next === undefined || next.startsWith("-")) ? `${arg}=${VAE_SCHEME}` : arg;
+  });
+}
+
+function parseOptimization(values: Readonly<Record<string, unknown>>): Optimizations {
+  const text = (name: FlagName): string | undefined => values[name] as string | undefined;
+  const [quantization, plan, quantizeVae] = [text("quantization"), text("plan"), text("quantize-vae")];
+  checkScheme("quantization", quantization, { or: AUTOQUANT });
+  checkScheme("quantize-vae", quantizeVae);
+  if (quantizeVae !== undefined && !schemeOf(quantizeVae).kinds.includes("conv2d")) {
+    throw new RangeError(`Cannot use --quantize-vae ${quantizeVae}: pass int8wo, int8dq or fp8wo`);
+  }
+  if (quantization !== undefined && plan !== undefined) {
+    throw new RangeError(`Cannot use --plan ${plan} with --quantization ${quantization}: pass one of the two`);
+  }
+  const size = text("group-size");
+  if (size !== undefined && !/^(?:32|64|128|256)$/.test(size)) {
+    throw new RangeError(`Cannot use --group-size ${JSON.stringify(size)}: pass 32, 64, 128 or 256`);
+  }
+  if (size !== undefined && !quantization?.startsWith("int4")) {
+    throw new RangeError(`Cannot use --group-size ${size}: pass --quantization int4wo or int4dq as well`);
+  }
+  if (values["compile-vae"] === true && values.compile !== true) {
+    throw new RangeError("Cannot use --compile-vae alone: pass --compile as well");
+  }
+  if (values["dry-run"] === true && (values.compile === true || quantization === AUTOQUANT)) {
+    const flag = values.compile === true ? "--compile" : `--quantization ${AUTOQUANT}`;
+    throw new RangeError(`Cannot use ${flag} with --dry-run, which has no weights to measure with: leave out one`);
+  }
+  return {
+    fuseQkv: values["fuse-qkv"] === true,
+    sparsify: values.sparsify === true,
+    quantization,
+    groupSize: size === undefined ? undefined : Number(size),
+    plan,
+    quantizeVae,
+    compile: values.compile === true,
+    compileVae: values["compile-vae"] === true,
+  };
+}
+
+function checkScheme(flag: FlagName, name: string | undefined, options: { or?: string } = {}): void {
+  if (name === undefined || name === options.or) return;
+  try {
+    schemeOf(name);
+  } catch (cause) {
+    const or = options.or === undefined ? "" : `, or ${options.or}`;
+    throw new RangeError(`${(cause as Error).message}${or}, as --${flag}`, { cause });
+  }
 }
 
 function parseSeed(text: string): Seed {
@@ -188,8 +262,11 @@ function helpText(): string {
 export interface InferenceTask extends InferenceFlags {
   /** How to load the model: shows a download's progress. */
   readonly load: FluxLoadOptions;
-  /** Turns on what the VAE was asked for; ends a dry run. The time from the start to here counts as loading. */
-  prepare(pipe: FluxPipeline): void;
+  /**
+   * Does to the model what was asked for: quantizes it, compiles it; ends a dry run. The time from the start to here
+   * counts as loading.
+   */
+  prepare(pipe: FluxPipeline): Promise<void>;
   /** Writes the pictures and says what was made: a table, or JSON. */
   finish(pipe: FluxPipeline, result: FluxResult): Promise<void>;
 }
@@ -222,6 +299,7 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
   let download: ProgressBar | undefined;
   let denoising: ProgressBar | undefined;
   let loaded = 0;
+  let optimized: OptimizeReport | undefined;
   return {
     ...flags,
     load: {
@@ -243,10 +321,24 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
         if (index + 1 === count) denoising.finish();
       },
     },
-    prepare(pipe) {
+    async prepare(pipe) {
       download?.finish();
       if (flags.vaeTiling) pipe.vae.enableTiling();
       if (flags.vaeSlicing) pipe.vae.enableSlicing();
+      const { height, width, numInferenceSteps, maxSequenceLength, numImagesPerPrompt, trueCfgScale } = flags.options;
+      optimized = await optimize(pipe, flags.optimization, {
+        prompts: flags.prompts,
+        run: {
+          height,
+          width,
+          numInferenceSteps,
+          maxSequenceLength,
+          numImagesPerPrompt,
+          trueCfgScale,
+          prompts: flags.prompts.length,
+        },
+        signal,
+      });
       loaded = performance.now();
       if (flags.dryRun) {
         printPlan(pipe.plan(flags.prompts, flags.options), flags);
@@ -258,6 +350,7 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
         ? [flags.out]
         : images.map((_, i) => `${flags.out.replace(/[/\\]$/, "")}/${String(i).padStart(2, "0")}.png`);
       for (const [i, image] of images.entries()) await image.save(paths[i]!);
+      const { compiled } = optimized!;
       const report = {
         paths,
         seconds: {
@@ -267,6 +360,10 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
           decoding: seconds.decoding,
         },
         seconds_per_step: seconds.denoising / numInferenceSteps,
+        quantization: pipe.quantization,
+        skipped: optimized!.skipped,
+        ...(compiled && { compiled }),
+        model_memory_bytes: modelBytes(pipe.plan(flags.prompts, flags.options)),
         peak_memory_bytes: pipe.device.peakMemory(),
       };
       if (flags.show) { for (const image of images) await show(image); }
@@ -279,11 +376,31 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
           value: `${formatSeconds(report.seconds.denoising)}, ${formatMilliseconds(report.seconds_per_step)} a step`,
         },
         { what: "decoding", value: formatSeconds(report.seconds.decoding) },
+        ...(compiled
+          ? [{ what: "compiling", value: `${formatSeconds(compiled.seconds)}, ${compiled.measured} kernels measured` }]
+          : []),
+        ...report.quantization.split("; ").filter(Boolean).map((value) => ({ what: "quantization", value })),
+        ...reasons(report.skipped).map((value) => ({ what: "left in floats", value })),
+        { what: "model memory", value: formatBytes(report.model_memory_bytes) },
         { what: "peak memory", value: formatBytes(report.peak_memory_bytes) },
         ...paths.map((path) => ({ what: "picture", value: path })),
       ], { header: false }));
     },
   };
+}
+
+/** The bytes of all weights as the kernels take them. */
+function modelBytes({ models }: MemoryPlan): number {
+  return models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
+}
+
+/** Why layers were left as they were, with the first of each. */
+function reasons(skipped: OptimizeReport["skipped"]): string[] {
+  const groups = Map.groupBy(skipped, ({ reason }) => reason);
+  return [...groups].map(([reason, layers]) => {
+    const others = layers.length > 1 ? ` and ${layers.length - 1} more` : "";
+    return `${layers[0]!.name}${others}: ${reason}`;
+  });
 }
 
 const INTERRUPTED = new Error("Stopped.");

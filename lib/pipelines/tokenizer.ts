@@ -33,6 +33,17 @@ export interface DecodeOptions {
   skipSpecialTokens?: boolean;
 }
 
+/** Where a tokenizer's files are. */
+interface Source {
+  /** Their folder, for messages. */
+  readonly folder: string;
+  /** The text of one; `undefined` where there is none. */
+  readonly read: (name: string) => Promise<string | undefined>;
+}
+
+/** What a tokenizer may be made from. */
+const FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"];
+
 type Json = { readonly [key: string]: unknown };
 
 /** How many special tokens `tokenizer.json` puts before and after a text. */
@@ -89,20 +100,25 @@ export class Tokenizer {
    * Loads a tokenizer from `tokenizer.json`, or from `vocab.json` and `merges.txt` where that is all there is.
    *
    * @param folder A checkpoint's `tokenizer` or `tokenizer_2` folder
+   * @param options `read`: how the files of a folder that is no folder are read
    * @returns The tokenizer
    * @throws {ConfigError} If a file is missing or broken, or the tokenizer is of a kind that is not known
    */
-  static async load(folder: string): Promise<Tokenizer> {
+  static async load(
+    folder: string,
+    options: { read?: (name: string) => Promise<string | undefined> } = {},
+  ): Promise<Tokenizer> {
+    const source: Source = { folder, read: options.read ?? ((name) => readText(folder, name)) };
     // Imported with the first tokenizer, so that scripts which give embeddings do not wait for it.
     const [{ Tokenizer: Implementation }, config, specials, whole] = await Promise.all([
       import("npm:@huggingface/tokenizers@0.2.0"),
-      readJson(folder, "tokenizer_config.json"),
-      readJson(folder, "special_tokens_map.json"),
-      readJson(folder, "tokenizer.json"),
+      readJson(source, "tokenizer_config.json"),
+      readJson(source, "special_tokens_map.json"),
+      readJson(source, "tokenizer.json"),
     ]);
     const settings: Json = { ...specials, ...config };
     const file = `${folder}/${whole ? "tokenizer.json" : "vocab.json"}`;
-    const definition = whole ?? await clipFromVocab(folder, settings);
+    const definition = whole ?? await clipFromVocab(source, settings);
     checkDefinition(definition, file);
 
     let backend: Backend;
@@ -134,6 +150,12 @@ export class Tokenizer {
       eosId: idOf("eos_token", eos),
       bosId: bos === undefined ? undefined : idOf("bos_token", bos),
     });
+  }
+
+  /** @internal The files that it is loaded from, as they are in its folder now. */
+  async files(): Promise<[string, Uint8Array<ArrayBuffer>][]> {
+    const texts = await Promise.all(FILES.map(async (name) => [name, await readText(this.folder, name)] as const));
+    return texts.filter(([, text]) => text !== undefined).map(([name, text]) => [name, new TextEncoder().encode(text)]);
   }
 
   /** How many different ids there are. */
@@ -222,11 +244,12 @@ function templateOf(backend: Backend, folder: string): Template {
 }
 
 /** Makes what `tokenizer.json` would say, as transformers' conversion of CLIP's slow tokenizer does. */
-async function clipFromVocab(folder: string, settings: Json): Promise<Json> {
-  const vocab = await readJson(folder, "vocab.json");
-  const merges = await readText(folder, "merges.txt");
+async function clipFromVocab(source: Source, settings: Json): Promise<Json> {
+  const { folder, read } = source;
+  const vocab = await readJson(source, "vocab.json");
+  const merges = await read("merges.txt");
   if (vocab === undefined || merges === undefined) {
-    const remedy = await readText(folder, "spiece.model") === undefined
+    const remedy = await read("spiece.model") === undefined
       ? "check the folder, or download the checkpoint again"
       : "its spiece.model is not read: make a tokenizer.json with transformers' T5TokenizerFast and save_pretrained";
     throw new ConfigError(
@@ -360,8 +383,8 @@ function maxLengthIn(settings: Json, folder: string): number {
   return value > 1e9 ? Infinity : Math.floor(value);
 }
 
-async function readJson(folder: string, name: string): Promise<Json | undefined> {
-  const text = await readText(folder, name);
+async function readJson({ folder, read }: Source, name: string): Promise<Json | undefined> {
+  const text = await read(name);
   if (text === undefined) return undefined;
   const file = `${folder}/${name}`;
   let value: unknown;

@@ -7,10 +7,11 @@
 import { environment } from "../../ffi/environment.ts";
 import { library, loadLibrary } from "../../ffi/library.ts";
 import { NativeBuffer, NativeDevice } from "../../ffi/native.ts";
-import { NativeError } from "../errors.ts";
+import { CheckpointError, NativeError } from "../errors.ts";
 import { byteSize } from "../graph/dtypes.ts";
 import type { Node } from "../graph/node.ts";
-import { sourceOf } from "./source.ts";
+import { fileStamp } from "./safetensors.ts";
+import { type FileSource, moveSource, sourceOf } from "./source.ts";
 
 /** How a device is opened. */
 export interface DeviceOptions {
@@ -26,6 +27,8 @@ let defaultDevice: Promise<Device> | undefined;
 export class Device implements Disposable {
   /** The instruction level. */
   readonly level: string;
+  /** How many threads share the work. */
+  readonly threads: number;
   /** @internal The native device. */
   readonly native: NativeDevice;
   readonly #leaves = new WeakMap<Node, NativeBuffer>();
@@ -33,6 +36,7 @@ export class Device implements Disposable {
 
   private constructor(options: DeviceOptions) {
     this.level = options.level ?? library().description.level;
+    this.threads = options.threads || library().description.threads;
     this.native = new NativeDevice(options);
   }
 
@@ -103,9 +107,43 @@ function makeBuffer(leaf: Node): NativeBuffer {
   }
   if (source.kind === "buffer") return source.buffer as NativeBuffer;
   if (source.kind === "host") return NativeBuffer.from(source.bytes as Uint8Array<ArrayBuffer>);
+  checkUnchanged(source);
   const { path, offset, byteLength } = source;
   if (offset % byteSize(leaf.dtype) === 0) return NativeBuffer.map(path, offset, byteLength);
   // A file may put a tensor at an odd place, where kernels cannot read it.
   using mapped = NativeBuffer.map(path, offset, byteLength);
   return NativeBuffer.from(mapped.read());
+}
+
+/**
+ * Checks that a file is still the one that was opened.
+ *
+ * @param source A part of it.
+ * @throws {CheckpointError} If it is not
+ */
+export function checkUnchanged({ path, stamp }: FileSource): void {
+  let found: string;
+  try {
+    found = fileStamp(Deno.statSync(path));
+  } catch (cause) {
+    throw new CheckpointError(`Cannot read ${path} any more: load the model again`, { file: path, cause });
+  }
+  if (found === stamp) return;
+  throw new CheckpointError(`Cannot read ${path} as it was written again since it was opened: load the model again`, {
+    file: path,
+  });
+}
+
+/**
+ * Keeps the values of leaves whose file is about to be replaced: it is mapped now, and lives on for as long as they do.
+ *
+ * @param leaves The leaves.
+ * @param stamps The stamps of such files.
+ */
+export function keepMapped(leaves: Iterable<Node>, stamps: ReadonlySet<string>): void {
+  for (const leaf of leaves) {
+    const source = sourceOf(leaf);
+    if (source?.kind !== "file" || !stamps.has(source.stamp)) continue;
+    moveSource(leaf, { kind: "buffer", buffer: makeBuffer(leaf) });
+  }
 }

@@ -6,9 +6,11 @@
 
 import { environment } from "../../ffi/environment.ts";
 import { NativeBuffer, NativeProgram, runProgram } from "../../ffi/native.ts";
-import { type Compiled, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
-import { byteSize } from "../graph/dtypes.ts";
+import { compileConstants, type Compiled, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
+import { byteSize, type Dtype } from "../graph/dtypes.ts";
+import type { Instruction } from "../graph/lower.ts";
 import { leaf, type Node, RATE, topological } from "../graph/node.ts";
+import type { VariantOf } from "../graph/program.ts";
 import { Device } from "./device.ts";
 import { fromSource } from "./source.ts";
 import { Tensor } from "./tensor.ts";
@@ -44,30 +46,153 @@ export interface CompiledInfo {
   readonly milliseconds: number;
 }
 
-/** A function over tensors. */
-export interface CompiledFunction<I, O> {
-  /** Computes the outputs; they are tensors on the device, usable as arguments of other calls. */
-  run(inputs: I, options?: CallOptions): Promise<O>;
-  /** What the arguments' shapes and element types compile to; computes nothing. */
-  inspect(inputs: I): CompiledInfo;
+/** Chooses the variants of kernels; may have to time some first. */
+export interface KernelChoices {
+  /**
+   * Gets ready to choose for some calls.
+   *
+   * @param calls The kernel calls of a program.
+   * @param options Where they run, the bytes of weights that the program reads, a signal.
+   */
+  prepare(
+    calls: readonly Instruction[],
+    options: { device: Device; workingSet: number; signal?: AbortSignal | undefined },
+  ): Promise<void>;
+  /** Says which variant a call takes. */
+  readonly variantOf: VariantOf;
+}
+
+/** A tensor that goes into a function or comes out of it. */
+export interface Port {
+  /** Its name. */
+  readonly name: string;
+  /** The node that stands for it in the stages. */
+  readonly node: Node;
+  /** Its shape. */
+  readonly shape: readonly number[];
+  /** Its element type. */
+  readonly dtype: Dtype;
 }
 
 /** A program that is loaded, once it is needed. */
 interface Loaded extends Stage {
-  program?: NativeProgram;
+  program?: NativeProgram | undefined;
 }
 
-/** One combination of shapes. */
-interface Variant<O> {
-  readonly names: readonly (keyof O & string)[];
-  readonly arguments: ReadonlyMap<Node, string>;
-  readonly outputs: readonly Node[];
-  readonly recorded: readonly Node[];
-  readonly stages: readonly Loaded[];
+/** What a function was compiled to for one combination of shapes. */
+export interface Specialization {
+  /** The arguments; those of rate `run` seldom change. */
+  readonly arguments: readonly Port[];
+  /** The results. */
+  readonly results: readonly Port[];
+  /** What never changes, what changes with a run where something does, and what each call computes. */
+  readonly stages: readonly Stage[];
+  /** Sizes and counts. */
   readonly info: CompiledInfo;
+}
+
+/** A specialization with what its calls have computed. */
+interface Live extends Specialization {
+  readonly stages: readonly Loaded[];
+  /** What its programs were written by. */
+  choices: KernelChoices | undefined;
   /** Values that follow from arguments that seldom change, and those arguments. */
   kept: { from: readonly Node[]; values: ReadonlyMap<Node, NativeBuffer> } | undefined;
   constants: ReadonlyMap<Node, NativeBuffer> | undefined;
+}
+
+const live = (specialization: Specialization): Live => ({
+  ...specialization,
+  choices: undefined,
+  kept: undefined,
+  constants: undefined,
+});
+
+let revision = 0;
+
+/** Says that weights were replaced: functions record their bodies again when they are next called. */
+export function weightsChanged(): void {
+  revision++;
+}
+
+/**
+ * What tells combinations of shapes apart.
+ *
+ * @param types Shapes and element types by name.
+ * @returns A text, equal for equal ones.
+ */
+export function shapesKey(types: Readonly<Record<string, { shape: readonly number[]; dtype: Dtype }>>): string {
+  return Object.keys(types).sort().map((name) => `${name}: ${types[name]!.dtype} [${types[name]!.shape.join(", ")}]`)
+    .join(", ");
+}
+
+/** A function over tensors: made by {@linkcode compileFunction}, or read from a file. */
+export class CompiledFunction<I, O> {
+  /** Its name. */
+  readonly name: string;
+  /** Where it runs; the default device where it was told none. */
+  readonly device: Device | undefined;
+  readonly #specialize: (inputs: I) => Specialization;
+  readonly #specializations = new Map<string, Live>();
+  #revision = revision;
+  #choices: KernelChoices | undefined;
+
+  /** @internal A function that is specialized by another. */
+  constructor(specialize: (inputs: I) => Specialization, options: { name: string; device?: Device | undefined }) {
+    this.#specialize = specialize;
+    this.device = options.device;
+    this.name = options.name;
+  }
+
+  /** Computes the outputs; they are tensors on the device, usable as arguments of other calls. */
+  async run(inputs: I, options: CallOptions = {}): Promise<O> {
+    const device = this.device ?? await Device.default();
+    const specialization = this.#specialized(inputs);
+    await this.#settle(specialization, { ...options, device });
+    const call = { ...options, device, choices: specialization.choices };
+    return await runSpecialization(specialization, inputs as Record<string, Tensor>, call) as O;
+  }
+
+  /** What the arguments' shapes and element types compile to; computes nothing. */
+  inspect(inputs: I): CompiledInfo {
+    return this.#specialized(inputs).info;
+  }
+
+  /** @internal Compiles for arguments of some shapes, and times kernels where choosing them takes that. */
+  async prepare(inputs: I, options: CallOptions = {}): Promise<Specialization> {
+    const specialization = this.#specialized(inputs);
+    await this.#settle(specialization, { ...options, device: this.device ?? await Device.default() });
+    return specialization;
+  }
+
+  /** @internal Has kernels chosen from now on. */
+  choose(choices: KernelChoices): void {
+    this.#choices = choices;
+  }
+
+  #specialized(inputs: I): Live {
+    if (this.#revision !== revision) {
+      this.#specializations.clear();
+      this.#revision = revision;
+    }
+    const key = shapesKey(inputs as Record<string, Tensor>);
+    let found = this.#specializations.get(key);
+    if (!found) this.#specializations.set(key, found = live(this.#specialize(inputs)));
+    return found;
+  }
+
+  /** Chooses kernels for programs that were not written yet, or by other choices. */
+  async #settle(specialization: Live, { device, signal }: Call): Promise<void> {
+    const choices = this.#choices;
+    if (!choices || specialization.choices === choices) return;
+    const workingSet = specialization.info.weightBytes;
+    for (const { calls } of specialization.stages) await choices.prepare(calls, { device, workingSet, signal });
+    for (const stage of specialization.stages) {
+      stage.program?.[Symbol.dispose]();
+      stage.program = undefined;
+    }
+    specialization.choices = choices;
+  }
 }
 
 /**
@@ -81,76 +206,53 @@ export function compileFunction<I extends Record<string, Tensor>, O extends Reco
   fn: (inputs: I) => O,
   options: FunctionOptions<I> = {},
 ): CompiledFunction<I, O> {
-  const variants = new Map<string, Variant<O>>();
-  const variantOf = (inputs: I): Variant<O> => {
-    const key = Object.keys(inputs).sort().map((name) => `${name}:${inputs[name]!.dtype}[${inputs[name]!.shape}]`)
-      .join();
-    let variant = variants.get(key);
-    if (!variant) variants.set(key, variant = compileVariant(fn, inputs, options));
-    return variant;
-  };
-  return {
-    run: async (inputs, call = {}) => {
-      const device = options.device ?? await Device.default();
-      return await runVariant(variantOf(inputs), inputs, { ...call, device });
-    },
-    inspect: (inputs) => variantOf(inputs).info,
-  };
+  const { name = "", device } = options;
+  return new CompiledFunction((inputs: I) => recordFunction(fn, inputs, options), { name, device });
 }
 
-function compileVariant<I extends Record<string, Tensor>, O extends Record<string, Tensor>>(
+/** What makes functions as {@linkcode compileFunction} does. */
+export type FunctionMaker = typeof compileFunction;
+
+function recordFunction<I extends Record<string, Tensor>, O extends Record<string, Tensor>>(
   fn: (inputs: I) => O,
   inputs: I,
   options: FunctionOptions<I>,
-): Variant<O> {
+): Specialization {
   const start = performance.now();
   const { varying, name = "" } = options;
   const placeholders: Record<string, Tensor> = {};
-  const names = new Map<Node, string>();
+  const given: Port[] = [];
   for (const [argument, { shape, dtype }] of Object.entries(inputs)) {
     const rate = varying?.includes(argument) ? RATE.step : RATE.run;
-    const placeholder = new Tensor(leaf(shape, { dtype, rate, name: argument }));
-    placeholders[argument] = placeholder;
-    names.set(placeholder.node, argument);
+    const node = leaf(shape, { dtype, rate, name: argument });
+    placeholders[argument] = new Tensor(node);
+    given.push({ name: argument, node, shape, dtype });
   }
-  const recorded = fn(placeholders as I);
-  const outputs = Object.values(recorded).map((t) => t.node);
-  const compiled = compileGraph(outputs, dumpFor(name));
-  return variantFrom(compiled, {
-    names: Object.keys(recorded),
-    arguments: names,
-    recorded: outputs,
-    milliseconds: performance.now() - start,
-  });
+  const recorded = Object.entries(fn(placeholders as I));
+  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name));
+  return {
+    arguments: given,
+    results: recorded.map(([result, { shape, dtype }], i) => ({
+      name: result,
+      node: compiled.outputs[i]!,
+      shape,
+      dtype,
+    })),
+    stages: compiled.stages,
+    info: infoOf(compiled, performance.now() - start),
+  };
 }
 
-function variantFrom<O>(
-  compiled: Compiled,
-  from: {
-    names: readonly string[];
-    arguments: ReadonlyMap<Node, string>;
-    recorded: readonly Node[];
-    milliseconds: number;
-  },
-): Variant<O> {
-  const last = compiled.stages.at(-1)!;
-  const weights = compiled.stages.slice(1).flatMap(({ buffers }) =>
+function infoOf({ stages }: Compiled, milliseconds: number): CompiledInfo {
+  const weights = stages.slice(1).flatMap(({ buffers }) =>
     buffers.filter(({ external }) => external!.rate === RATE.constant)
   );
   const weightBytes = new Map(weights.map(({ external, size, dtype }) => [external!, size * byteSize(dtype)]));
   return {
-    ...from,
-    names: from.names as (keyof O & string)[],
-    outputs: compiled.outputs,
-    stages: compiled.stages,
-    info: {
-      kernels: last.kernels,
-      arenaBytes: Math.max(...compiled.stages.map(({ arenaBytes }) => arenaBytes)),
-      weightBytes: weightBytes.values().reduce((a, b) => a + b, 0),
-      milliseconds: from.milliseconds,
-    },
-    kept: undefined,
-    constants: undefined,
+    kernels: stages.at(-1)!.kernels,
+    arenaBytes: Math.max(...stages.map(({ arenaBytes }) => arenaBytes)),
+    weightBytes: weightBytes.values().reduce((a, b) => a + b, 0),
+    milliseconds,
   };
 }
 
@@ -164,32 +266,32 @@ function dumpFor(name: string): Dump | undefined {
 interface Call {
   readonly device: Device;
   readonly signal?: AbortSignal | undefined;
+  readonly choices?: KernelChoices | undefined;
 }
 
-async function runVariant<I extends Record<string, Tensor>, O>(
-  variant: Variant<O>,
-  inputs: I,
+async function runSpecialization(
+  specialization: Live,
+  inputs: Readonly<Record<string, Tensor>>,
   call: Call,
-): Promise<O> {
+): Promise<Record<string, Tensor>> {
   call.signal?.throwIfAborted();
-  const bound = new Map<Node, NativeBuffer>();
-  for (const [placeholder, name] of variant.arguments) bound.set(placeholder, call.device.bufferOf(inputs[name]!.node));
-  const constants = variant.constants ??= await computeConstants(variant.stages[0]!, call);
-  const values = new Map([...bound, ...constants]);
-  if (variant.stages.length === 3) {
-    const from = [...variant.arguments].filter(([p]) => p.rate === RATE.run).map(([, name]) => inputs[name]!.node);
-    if (!variant.kept || variant.kept.from.some((n, i) => n !== from[i])) {
-      variant.kept = { from, values: await runStage(variant.stages[1]!, values, call) };
+  const { stages } = specialization;
+  const ports = specialization.arguments;
+  const values = new Map(ports.map(({ name, node }) => [node, call.device.bufferOf(inputs[name]!.node)]));
+  const constants = specialization.constants ??= await computeConstants(stages[0]!, call);
+  for (const [n, buffer] of constants) values.set(n, buffer);
+  if (stages.length === 3) {
+    const from = ports.filter(({ node }) => node.rate === RATE.run).map(({ name }) => inputs[name]!.node);
+    if (!specialization.kept || specialization.kept.from.some((n, i) => n !== from[i])) {
+      specialization.kept = { from, values: await runStage(stages[1]!, values, call) };
     }
-    for (const [n, buffer] of variant.kept.values) values.set(n, buffer);
+    for (const [n, buffer] of specialization.kept.values) values.set(n, buffer);
   }
-  const results = await runStage(variant.stages.at(-1)!, values, call);
-  const outputs = variant.names.map((name, i) => {
-    const { shape, dtype } = variant.recorded[i]!;
-    const buffer = results.get(variant.outputs[i]!)!;
-    return [name, fromSource({ kind: "buffer", buffer }, { shape, dtype, rate: RATE.run })] as const;
-  });
-  return Object.fromEntries(outputs) as O;
+  const results = await runStage(stages.at(-1)!, values, call);
+  return Object.fromEntries(specialization.results.map(({ name, node, shape, dtype }) => {
+    const buffer = results.get(node)!;
+    return [name, fromSource({ kind: "buffer", buffer }, { shape, dtype, rate: RATE.run })];
+  }));
 }
 
 /** Runs a stage's program; gives the buffers that it wrote, by node. */
@@ -199,7 +301,7 @@ async function runStage(
   call: Call,
 ): Promise<ReadonlyMap<Node, NativeBuffer>> {
   const written = new Map<Node, NativeBuffer>();
-  if (!stage.bytes) return written;
+  if (stage.kernels === 0) return written;
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
     if (!storage.written) return values.get(n) ?? call.device.bufferOf(n);
@@ -207,37 +309,90 @@ async function runStage(
     written.set(n, buffer);
     return buffer;
   });
-  stage.program ??= new NativeProgram(stage.bytes);
+  stage.program ??= new NativeProgram(stage.assemble(call.choices?.variantOf)!);
   await runProgram({ device: call.device.native, program: stage.program }, buffers, { signal: call.signal });
   return written;
 }
 
 /**
- * Computes what never changes, once for all functions of a device; what it was computed from is then let go.
+ * Computes what never changes, once for all functions of a device, a part at a time; what a part was computed from is
+ * let go before the next, so that a model that is quantized as it is read is never there in floats.
  */
-async function computeConstants(stage: Loaded, call: Call): Promise<ReadonlyMap<Node, NativeBuffer>> {
-  const { device } = call;
-  const targets = stage.buffers.filter((storage) => storage.written).map((storage) => storage.external!);
-  const found = new Map<Node, NativeBuffer>();
-  for (const n of targets) {
+async function computeConstants({ buffers }: Loaded, call: Call): Promise<ReadonlyMap<Node, NativeBuffer>> {
+  const { device, signal } = call;
+  const values = new Map<Node, NativeBuffer>();
+  const missing: Node[] = [];
+  for (const n of buffers.filter(({ written }) => written).map(({ external }) => external!)) {
     const known = device.constant(ownerOf(n), constantKey(n));
-    if (known) found.set(n, known);
+    if (known) values.set(n, known);
+    else missing.push(n);
   }
-  if (found.size === targets.length) return found;
-  // Some may be known already, from another shape's program: computing them again with the rest is rare and harmless.
-  const passing: NativeBuffer[] = [];
-  const leaves = new Map<Node, NativeBuffer>();
-  for (const storage of stage.buffers) {
-    const n = storage.external!;
-    if (storage.written || device.keeps(n)) continue;
-    const buffer = device.bufferOf(n, { passing: true });
-    passing.push(buffer);
-    leaves.set(n, buffer);
+  for (const part of compileConstants(missing)) {
+    signal?.throwIfAborted();
+    for (const [n, buffer] of await runOnce(part, new Map(), call)) {
+      device.keepConstant(ownerOf(n), constantKey(n), buffer);
+      values.set(n, buffer);
+    }
   }
-  const computed = await runStage(stage, leaves, call);
-  for (const buffer of passing) buffer[Symbol.dispose]();
-  for (const [n, buffer] of computed) device.keepConstant(ownerOf(n), constantKey(n), buffer);
-  return computed;
+  return values;
+}
+
+/** Runs a stage's program that will not run again: neither it nor the leaves that it alone reads are kept. */
+async function runOnce(
+  stage: Loaded,
+  values: ReadonlyMap<Node, NativeBuffer>,
+  call: Call,
+): Promise<ReadonlyMap<Node, NativeBuffer>> {
+  const { device } = call;
+  const passing: Disposable[] = [];
+  const bound = new Map(values);
+  try {
+    for (const { external, written } of stage.buffers) {
+      const n = external!;
+      if (written || bound.has(n)) continue;
+      const buffer = device.bufferOf(n, { passing: true });
+      if (!device.keeps(n)) passing.push(buffer);
+      bound.set(n, buffer);
+    }
+    return await runStage(stage, bound, call);
+  } finally {
+    for (const used of passing) used[Symbol.dispose]();
+    stage.program?.[Symbol.dispose]();
+    stage.program = undefined;
+  }
+}
+
+/**
+ * Computes tensors once, keeping nothing of what they follow from.
+ *
+ * @param tensors What to compute; no arguments reach it.
+ * @param device Where.
+ * @returns A buffer for each, which is the caller's to dispose of.
+ */
+export async function computeOnce(tensors: readonly Tensor[], device: Device): Promise<NativeBuffer[]> {
+  const { outputs, stages } = compileGraph(tensors.map((t) => t.node));
+  const values = new Map<Node, NativeBuffer>();
+  for (const stage of stages) {
+    for (const [n, buffer] of await runOnce(stage, values, { device })) values.set(n, buffer);
+  }
+  const results = outputs.map((n) => values.get(n)!);
+  for (const buffer of values.values()) if (!results.includes(buffer)) buffer[Symbol.dispose]();
+  return results;
+}
+
+/**
+ * The value of a constant: the one that is kept, or else one that is computed now and kept by nobody.
+ *
+ * @param n A node that no argument reaches.
+ * @param device Where.
+ * @returns Its buffer, and whether it is kept; else it is the caller's to dispose of.
+ */
+export async function constantValue(n: Node, device: Device): Promise<{ buffer: NativeBuffer; kept: boolean }> {
+  if (n.op === "leaf") return { buffer: device.bufferOf(n, { passing: true }), kept: device.keeps(n) };
+  const kept = device.constant(ownerOf(n), constantKey(n));
+  if (kept) return { buffer: kept, kept: true };
+  const [buffer] = await computeOnce([new Tensor(n)], device);
+  return { buffer: buffer!, kept: false };
 }
 
 /** One of the leaves that a constant follows from. */

@@ -8,8 +8,9 @@
  * @module
  */
 
-import { basename, dirname, join } from "node:path";
-import { CheckpointError, OutputError } from "../errors.ts";
+import { dirname, join } from "node:path";
+import { CheckpointError } from "../errors.ts";
+import { partialPath, writeFully, writing } from "./output.ts";
 
 /** A dtype in safetensors' own spelling. */
 export type SafetensorsDtype =
@@ -80,6 +81,8 @@ export interface SafetensorsFile extends SafetensorsHeader {
   readonly path: string;
   /** The file's size in bytes. */
   readonly size: number;
+  /** What tells the file from another that takes its place. */
+  readonly stamp: string;
 }
 
 /** The tensors of one model, from one file or from several. */
@@ -102,14 +105,19 @@ export interface TensorToWrite {
   dtype: SafetensorsDtype;
   /** Its sizes, outermost first. */
   shape: readonly number[];
-  /** Its bytes, or a function that makes them when their turn comes, so that no two tensors need be in memory. */
-  data: Uint8Array | (() => Uint8Array | Promise<Uint8Array>);
+  /**
+   * Its bytes, or a function that makes them when their turn comes, whole or in pieces, so that no two tensors need be in
+   * memory, nor one of them whole.
+   */
+  data: Uint8Array | (() => Uint8Array | Promise<Uint8Array> | AsyncIterable<Uint8Array>);
 }
 
 /** Options of {@linkcode writeSafetensors}. */
 export interface WriteSafetensorsOptions {
   /** Strings to keep under `__metadata__`. */
   metadata?: Readonly<Record<string, string>> | undefined;
+  /** The multiple of bytes at which the tensors begin, 8 by default: where all have whole multiples of it, each does. */
+  align?: number | undefined;
 }
 
 /** Options of {@linkcode parseHeader}. */
@@ -199,8 +207,18 @@ export function openSafetensors(path: string): SafetensorsFile {
       whole.set(bytes);
       bytes = readFully(handle, whole, bytes.length);
     }
-    return { path, size: fileSize, ...parseHeader(bytes, options) };
+    return { path, size: fileSize, stamp: fileStamp(info), ...parseHeader(bytes, options) };
   });
+}
+
+/**
+ * What tells a file from one that was written later to the same path.
+ *
+ * @param info What the system says of the file
+ * @returns Its device, number, size and time, as text
+ */
+export function fileStamp({ dev, ino, size, mtime }: Deno.FileInfo): string {
+  return [dev, ino, size, mtime?.getTime()].join(":");
 }
 
 /**
@@ -263,7 +281,7 @@ export function openCheckpoint(path: string, baseName: string = "diffusion_pytor
  * and an earlier file of that name as it was.
  *
  * The tensors are stored by element size, largest first, then by name, and the header is padded to eight bytes, so that
- * each starts at a multiple of its element size.
+ * each starts at a multiple of its element size. Their data is asked for in the order given.
  *
  * @param path The file to write
  * @param tensors The tensors, in any order
@@ -277,30 +295,70 @@ export async function writeSafetensors(
   tensors: Iterable<TensorToWrite>,
   options: WriteSafetensorsOptions = {},
 ): Promise<void> {
-  const sorted = [...tensors].sort((a, b) =>
+  const partial = await stageSafetensors(path, tensors, options);
+  try {
+    await writing(path, () => Deno.rename(partial, path));
+  } catch (error) {
+    await Deno.remove(partial).catch(() => {}); // the failure that led here is the one to report
+    throw error;
+  }
+}
+
+/**
+ * Writes a file beside its place, for the caller to rename: what {@linkcode writeSafetensors} does first.
+ *
+ * @param path The file's place
+ * @param tensors The tensors, in any order
+ * @param options The metadata
+ * @returns The path of what was written
+ */
+export async function stageSafetensors(
+  path: string,
+  tensors: Iterable<TensorToWrite>,
+  options: WriteSafetensorsOptions = {},
+): Promise<string> {
+  const given = [...tensors];
+  const sorted = given.toSorted((a, b) =>
     byteSize[b.dtype] - byteSize[a.dtype] || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
   );
-  const { header, lengths } = makeHeader(sorted, options.metadata);
-  const partial = join(dirname(path), `.${basename(path)}.${crypto.randomUUID().slice(0, 8)}.partial`);
+  const { header, places } = makeHeader(sorted, options);
+  const partial = partialPath(path);
   let created = false;
   try {
-    {
-      using handle = await writing(path, () => Deno.open(partial, { write: true, createNew: true }));
-      created = true;
-      await writeFully(path, handle, header);
-      for (const [i, tensor] of sorted.entries()) {
-        const data = typeof tensor.data === "function" ? await tensor.data() : tensor.data;
-        checkData(tensor, data, lengths[i]!);
-        await writeFully(path, handle, data);
-      }
-      await writing(path, () => handle.sync());
+    using handle = await writing(path, () => Deno.open(partial, { write: true, createNew: true }));
+    created = true;
+    await writeFully(path, handle, header);
+    for (const tensor of given) {
+      const { offset, length } = places.get(tensor.name)!;
+      await writing(path, () => handle.seek(offset, Deno.SeekMode.Start));
+      await writeData(path, handle, { tensor, length });
     }
-    await writing(path, () => Deno.rename(partial, path));
-    created = false;
-  } finally {
+    await writing(path, () => handle.sync());
+    return partial;
+  } catch (error) {
     // The failure that led here is the one to report.
     if (created) await Deno.remove(partial).catch(() => {});
+    throw error;
   }
+}
+
+async function writeData(
+  path: string,
+  handle: Deno.FsFile,
+  { tensor, length }: { tensor: TensorToWrite; length: number },
+): Promise<void> {
+  const data = typeof tensor.data === "function" ? await tensor.data() : tensor.data;
+  if (data instanceof Uint8Array) {
+    checkData(tensor, data.length, length);
+    return await writeFully(path, handle, data);
+  }
+  let written = 0;
+  for await (const piece of data) {
+    written += piece.length;
+    if (written > length) break; // into the next tensor's place
+    await writeFully(path, handle, piece);
+  }
+  checkData(tensor, written, length);
 }
 
 function readHeaderLength(bytes: Uint8Array, options: ParseHeaderOptions): number {
@@ -496,8 +554,8 @@ function readWeightMap(path: string): Map<string, string> {
 
 function makeHeader(
   sorted: readonly TensorToWrite[],
-  metadata: Readonly<Record<string, string>> | undefined,
-): { header: Uint8Array<ArrayBuffer>; lengths: number[] } {
+  { metadata, align = PREFIX_BYTES }: WriteSafetensorsOptions,
+): { header: Uint8Array<ArrayBuffer>; places: Map<string, { offset: number; length: number }> } {
   const entries: string[] = [];
   if (metadata && Object.keys(metadata).length > 0) {
     for (const [key, value] of Object.entries(metadata)) {
@@ -510,8 +568,7 @@ function makeHeader(
     }
     entries.push(`"${METADATA}":${JSON.stringify(metadata)}`);
   }
-  const lengths: number[] = [];
-  const names = new Set<string>();
+  const begins = new Map<string, { begin: number; length: number }>();
   let begin = 0;
   for (const { name, dtype, shape, data } of sorted) {
     if (!Object.hasOwn(byteSize, dtype)) {
@@ -520,11 +577,10 @@ function makeHeader(
           `pass one of ${Object.keys(byteSize).join(", ")}`,
       );
     }
-    if (names.has(name)) throw new TypeError(`Cannot write tensor ${show(name)} twice: give each a name of its own`);
+    if (begins.has(name)) throw new TypeError(`Cannot write tensor ${show(name)} twice: give each a name of its own`);
     if (name === METADATA || !name.isWellFormed()) {
       throw new RangeError(`Cannot name a tensor ${show(name)}: the format keeps ${METADATA} to itself and is UTF-8`);
     }
-    names.add(name);
     const length = shape.every((n) => Number.isSafeInteger(n) && n >= 0) ? sizeOf(dtype, shape) : undefined;
     if (length === undefined || shape.length > MAX_RANK || begin + length > Number.MAX_SAFE_INTEGER) {
       throw new RangeError(
@@ -532,15 +588,15 @@ function makeHeader(
           "non-negative integers with a size that a file can have",
       );
     }
-    if (typeof data !== "function") checkData({ name, dtype, shape }, data, length);
+    if (typeof data !== "function") checkData({ name, dtype, shape }, data.length, length);
     entries.push(
       `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [begin, begin + length] })}`,
     );
-    lengths.push(length);
+    begins.set(name, { begin, length });
     begin += length;
   }
   const json = new TextEncoder().encode(`{${entries.join(",")}}`);
-  const padded = Math.ceil(json.length / 8) * 8;
+  const padded = Math.ceil((PREFIX_BYTES + json.length) / align) * align - PREFIX_BYTES;
   if (padded > MAX_HEADER_BYTES) {
     throw new RangeError(
       `Cannot write a header of ${padded} bytes, over the format's limit of ${MAX_HEADER_BYTES}: ` +
@@ -550,14 +606,15 @@ function makeHeader(
   const header = new Uint8Array(PREFIX_BYTES + padded).fill(0x20);
   new DataView(header.buffer).setBigUint64(0, BigInt(padded), true);
   header.set(json, PREFIX_BYTES);
-  return { header, lengths };
+  const place = ({ begin, length }: { begin: number; length: number }) => ({ offset: header.length + begin, length });
+  return { header, places: new Map(begins.entries().map(([name, at]) => [name, place(at)])) };
 }
 
-function checkData({ name, dtype, shape }: Omit<TensorToWrite, "data">, data: Uint8Array, length: number): void {
-  if (data.length !== length) {
+function checkData({ name, dtype, shape }: Omit<TensorToWrite, "data">, given: number, length: number): void {
+  if (given !== length) {
     throw new TypeError(
       `Cannot write tensor ${show(name)} of shape ${showShape(shape)} and dtype ${dtype} ` +
-        `as its data has ${data.length} bytes in place of ${length}`,
+        `as its data has ${given} bytes in place of ${length}`,
     );
   }
 }
@@ -571,12 +628,6 @@ function readFully(handle: Deno.FsFile, buffer: Uint8Array<ArrayBuffer>, from: n
     at += read;
   }
   return buffer.subarray(0, at);
-}
-
-async function writeFully(path: string, handle: Deno.FsFile, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length;) {
-    at += await writing(path, () => handle.write(bytes.subarray(at)));
-  }
 }
 
 function exists(path: string): boolean {
@@ -603,20 +654,6 @@ function reading<T>(path: string, read: () => T): T {
       ? "run with --allow-read for it"
       : "check that it can be read and fits into memory";
     throw new CheckpointError(`Cannot read ${path}: ${reason}; ${remedy}`, { file: path, cause });
-  }
-}
-
-async function writing<T>(path: string, write: () => Promise<T>): Promise<T> {
-  try {
-    return await write();
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    const remedy = cause instanceof Deno.errors.NotFound
-      ? "make its folder first"
-      : cause instanceof Deno.errors.NotCapable
-      ? "run with --allow-write for its folder"
-      : "check the folder's permissions and the space left";
-    throw new OutputError(`Cannot write ${path}: ${reason}; ${remedy}`, { file: path, cause });
   }
 }
 

@@ -9,10 +9,24 @@ import { leaf, type Node, RATE, type Rate } from "../graph/node.ts";
 import { sizeOf } from "../graph/ops.ts";
 import { Tensor } from "./tensor.ts";
 
+/** A part of a file, and what tells the file from a later one of its path. */
+export interface FileSource {
+  /** What kind of source it is. */
+  readonly kind: "file";
+  /** The file. */
+  readonly path: string;
+  /** The first byte. */
+  readonly offset: number;
+  /** How many bytes. */
+  readonly byteLength: number;
+  /** The file's stamp when it was opened. */
+  readonly stamp: string;
+}
+
 /** The values of a leaf. */
 export type Source =
   | { readonly kind: "host"; readonly bytes: Uint8Array }
-  | { readonly kind: "file"; readonly path: string; readonly offset: number; readonly byteLength: number }
+  | FileSource
   | { readonly kind: "buffer"; readonly buffer: object };
 
 /** Arrays that hold elements of each type; the 16-bit floats as their bits. */
@@ -67,6 +81,16 @@ export function fromSource(
  */
 export function sourceOf(node: Node): Source | undefined {
   return sources.get(node);
+}
+
+/**
+ * Gives a leaf another source of the same values.
+ *
+ * @param node The leaf.
+ * @param source The source.
+ */
+export function moveSource(node: Node, source: Source): void {
+  sources.set(node, source);
 }
 
 /**

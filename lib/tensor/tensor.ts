@@ -7,8 +7,8 @@
 
 import type { Dtype } from "../graph/dtypes.ts";
 import type { Node, OpName, Params } from "../graph/node.ts";
-import { linearParams, node, sizeOf } from "../graph/ops.ts";
-import type { BinaryKind, ReduceKind, UnaryKind } from "../graph/schema.ts";
+import { type ActivationQuantization, FLOAT_ACTIVATION, linearParams, node, sizeOf } from "../graph/ops.ts";
+import type { BinaryKind, ReduceKind, RowsKind, UnaryKind } from "../graph/schema.ts";
 
 /** What attention takes besides q, k and v. */
 export interface AttentionOptions {
@@ -28,6 +28,8 @@ export interface Conv2dOptions {
   stride?: number;
   /** Zeros around the input: one number, or top, left, bottom, right; 0 by default. */
   padding?: number | readonly [number, number, number, number];
+  /** What the input is quantized to, by one scale, where the weight is quantized; nothing by default. */
+  rows?: RowsKind;
 }
 
 /** A lazy tensor. */
@@ -283,10 +285,10 @@ export class Tensor {
     return this.#record("softmax", [], {});
   }
 
-  /** x W^T + bias: (..., K) by a weight (N, K) to (..., N). */
-  linear(weight: Tensor, bias?: Tensor): Tensor {
+  /** x W^T + bias: (..., K) by a weight (N, K) to (..., N). What the input is quantized to matters to quantized weights. */
+  linear(weight: Tensor, bias?: Tensor, activation: ActivationQuantization = FLOAT_ACTIVATION): Tensor {
     const [n = -1, k = -1] = weight.shape;
-    return this.#record("linear", [weight, bias, undefined, undefined], linearParams(n, k));
+    return this.#record("linear", [weight, bias, undefined, undefined], { ...linearParams(n, k, activation) });
   }
 
   /** The matrix product over the last two axes; those before them broadcast. */
@@ -296,12 +298,15 @@ export class Tensor {
 
   /** Layer norm over the last axis. */
   layerNorm(options: { weight?: Tensor | undefined; bias?: Tensor | undefined; eps: number }): Tensor {
-    return this.#record("layer_norm", [options.weight, options.bias, undefined, undefined], { eps: options.eps });
+    return this.#record("layer_norm", [options.weight, options.bias, undefined, undefined], {
+      eps: options.eps,
+      rows: "none",
+    });
   }
 
   /** RMS norm over the last axis. */
   rmsNorm(options: { weight?: Tensor | undefined; eps: number }): Tensor {
-    return this.#record("rms_norm", [options.weight], { eps: options.eps });
+    return this.#record("rms_norm", [options.weight], { eps: options.eps, rows: "none" });
   }
 
   /** Rotates pairs of neighbours of (batch, tokens, heads, size) by f32 cosines and sines (tokens, size). */
@@ -317,7 +322,7 @@ export class Tensor {
 
   /** Convolution of (batch, height, width, channels) by a weight (filters, channels, height, width). */
   conv2d(weight: Tensor, options: Conv2dOptions = {}): Tensor {
-    const { bias, stride = 1, padding = 0 } = options;
+    const { bias, stride = 1, padding = 0, rows = "none" } = options;
     const [padTop, padLeft, padBottom, padRight] = typeof padding === "number"
       ? [padding, padding, padding, padding] as const
       : padding;
@@ -334,6 +339,7 @@ export class Tensor {
       padRight,
       upsample: 1,
       act: "none",
+      rows,
     });
   }
 

@@ -4,6 +4,7 @@ import { NativeBuffer, NativeDevice, NativeProgram, runProgram } from "../../ffi
 import { NativeError } from "../../lib/errors.ts";
 import { compileGraph } from "../../lib/graph/compile.ts";
 import { byteSize } from "../../lib/graph/dtypes.ts";
+import { withFolder } from "../folder.ts";
 import { argument, fluxGraph } from "../graph/graphs.ts";
 
 const { symbols } = await loadLibrary();
@@ -17,8 +18,8 @@ const code = (wanted: string) => (e: unknown) => {
 /** The last program of a small Flux, with memory for its buffers. */
 function smallProgram(): { bytes: Uint8Array<ArrayBuffer>; buffers: NativeBuffer[] } {
   const { stages } = compileGraph(fluxGraph({ dim: 64, heads: 2, double: 1, single: 1, text: 5, image: 9 }));
-  const { bytes, buffers } = stages.at(-1)!;
-  return { bytes: bytes!, buffers: buffers.map((b) => NativeBuffer.create(b.size * byteSize(b.dtype))) };
+  const { assemble, buffers } = stages.at(-1)!;
+  return { bytes: assemble()!, buffers: buffers.map((b) => NativeBuffer.create(b.size * byteSize(b.dtype))) };
 }
 
 Deno.test("handles that are stale, foreign or invented are errors", () => {
@@ -53,6 +54,23 @@ Deno.test("reads and writes stay inside a buffer", () => {
   assert.throws(() => buffer.write(new Uint8Array(1), 16), code("bad_argument"));
   buffer.write(new Uint8Array([1, 2, 3]), 13);
   assert.deepEqual([...buffer.read(4, 12)], [0, 1, 2, 3]);
+});
+
+Deno.test("a file that takes another's place is mapped anew, and the other stays what it was", async () => {
+  await withFolder(async (folder) => {
+    const path = `${folder}/file`;
+    await Deno.writeFile(path, Uint8Array.of(1, 2, 3, 4));
+    using old = NativeBuffer.map(path, 0, 4);
+    await Deno.writeFile(`${path}.new`, Uint8Array.of(5, 6, 7, 8));
+    await Deno.rename(`${path}.new`, path);
+    {
+      using part = NativeBuffer.map(path, 1, 2);
+      assert.deepEqual(part.read(), Uint8Array.of(6, 7));
+    }
+    using whole = NativeBuffer.map(path, 0, 4);
+    assert.deepEqual(whole.read(), Uint8Array.of(5, 6, 7, 8));
+    assert.deepEqual(old.read(), Uint8Array.of(1, 2, 3, 4));
+  });
 });
 
 Deno.test("a file that is missing or too short cannot be mapped", async () => {
@@ -124,10 +142,10 @@ Deno.test("a run that is cancelled stops and frees the event loop throughout", a
   let x = argument([512, 512]);
   for (let i = 0; i < 200; i++) x = x.matmul(argument([512, 512]));
   const { stages } = compileGraph([x.node]);
-  const { bytes, buffers } = stages.at(-1)!;
+  const { assemble, buffers } = stages.at(-1)!;
   const memory = buffers.map((b) => NativeBuffer.create(4 * b.size));
   using device = new NativeDevice();
-  using program = new NativeProgram(bytes!);
+  using program = new NativeProgram(assemble()!);
   let ticks = 0;
   const timer = setInterval(() => ticks++, 1);
   const controller = new AbortController();

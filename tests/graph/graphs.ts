@@ -1,5 +1,7 @@
 import { leaf, type Node, RATE, type Rate } from "../../lib/graph/node.ts";
 import type { Dtype } from "../../lib/graph/dtypes.ts";
+import { schemeOf } from "../../lib/quantize/schemes.ts";
+import { QuantizedTensor } from "../../lib/tensor/quantized.ts";
 import { attention, concat, embedding, rotaryEmbedding, Tensor, timestepEmbedding } from "../../lib/tensor/tensor.ts";
 
 /** A weight. */
@@ -14,6 +16,14 @@ export function argument(
 ): Tensor {
   const { rate = RATE.run, dtype = "f32", name = "" } = options;
   return new Tensor(leaf(shape, { dtype, rate, name }));
+}
+
+/** A weight that is quantized by a scheme. */
+export function quantizedWeight(scheme: string, ...shape: number[]): QuantizedTensor {
+  const kind = shape.length === 4 ? "conv2d" : "linear";
+  const columns = shape.slice(1).reduce((a, b) => a * b, 1);
+  const quantization = schemeOf(scheme).quantization({ kind, columns, sparse: false }, {});
+  return QuantizedTensor.quantize(weight(...shape), { scheme, quantization, dtype: "f32" });
 }
 
 /** The sizes of a Flux transformer. */
@@ -32,10 +42,21 @@ export interface FluxSizes {
   image: number;
 }
 
+/** The scheme of a linear layer by the sizes of its output and input; none leaves it in floats. */
+export type SchemeChoice = (outputs: number, inputs: number) => string | undefined;
+
 /** The graph of a step of a Flux transformer, without its weights' values. */
-export function fluxGraph({ dim, heads, double, single, text, image }: FluxSizes): Node[] {
+export function fluxGraph(
+  { dim, heads, double, single, text, image }: FluxSizes,
+  schemeFor: SchemeChoice = () => undefined,
+): Node[] {
   const size = dim / heads;
-  const linear = (x: Tensor, outputs: number) => x.linear(weight(outputs, x.size(-1)), weight(outputs));
+  const linear = (x: Tensor, outputs: number) => {
+    const scheme = schemeFor(outputs, x.size(-1));
+    if (scheme === undefined) return x.linear(weight(outputs, x.size(-1)), weight(outputs));
+    const { tensor, activation } = quantizedWeight(scheme, outputs, x.size(-1));
+    return x.linear(tensor, weight(outputs), activation);
+  };
   const latents = argument([1, image, 64], { rate: RATE.step, name: "latents" });
   const prompt = argument([1, text, 128], { name: "prompt" });
   const timesteps = argument([20], { name: "timesteps" });

@@ -133,7 +133,8 @@ Deno.test("what lives at the same time never shares memory of the arena", () => 
 Deno.test("a program starts with its magic, format and hash, and names each buffer", () => {
   const { stages } = compileGraph(fluxGraph({ dim: 64, heads: 2, double: 1, single: 1, text: 5, image: 9 }));
   for (const stage of stages) {
-    const words = new Uint32Array(stage.bytes!.buffer, 0, stage.bytes!.length / 4);
+    const bytes = stage.assemble()!;
+    const words = new Uint32Array(bytes.buffer, 0, bytes.length / 4);
     assert.deepEqual([...words.subarray(0, 2)], [0x45534e44, 1]);
     assert.equal(words[6], stage.buffers.length);
   }

@@ -1,23 +1,16 @@
 import assert from "node:assert/strict";
 import { Image } from "../../lib/media/image.ts";
+import { FluxPipeline } from "../../lib/pipelines/flux.ts";
 import { parseInferenceFlags } from "../../lib/pipelines/recipe.ts";
+import { quantize } from "../../lib/quantize/quantize.ts";
 import { withFolder } from "../folder.ts";
+import { permissionsOf, runRecipe } from "./recipe.ts";
 
 const RECIPE = "recipes/inference.ts";
-/** The recipe's own permissions, from its first line. */
-const PERMISSIONS = (await Deno.readTextFile(RECIPE)).split("\n")[0]!.split(" ").filter((word) =>
-  word.startsWith("--")
-);
+const PERMISSIONS = await permissionsOf(RECIPE);
 const SMALL = ["--height", "32", "--width", "32", "--num-inference-steps", "2", "--max-sequence-length", "16"];
 
-async function run(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", ...PERMISSIONS, RECIPE, ...args],
-    env: { NO_COLOR: "1" },
-  }).output();
-  const text = new TextDecoder();
-  return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
-}
+const run = (...args: string[]) => runRecipe(RECIPE, ...args);
 
 Deno.test("the recipe writes a picture under its own permissions, and says so in JSON", async () => {
   await withFolder(async (folder) => {
@@ -33,6 +26,46 @@ Deno.test("the recipe writes a picture under its own permissions, and says so in
     assert.ok(report.peak_memory_bytes > 1e7);
     const { width, height, metadata } = await Image.open(out);
     assert.deepEqual([width, height, metadata.prompt, metadata.seed], [32, 32, "a red star", "5"]);
+  });
+});
+
+Deno.test("the recipe quantizes, and says so in its report and in the picture's file", async () => {
+  await withFolder(async (folder) => {
+    const out = `${folder}/star.png`;
+    const flags = "--quantization int4wo --group-size 64 --quantize-vae int8wo --fuse-qkv --json".split(" ");
+    const { code, stdout, stderr } = await run(...SMALL, ...flags, "--out", out);
+    assert.equal(code, 0, stderr);
+    const plain = JSON.parse((await run(...SMALL, "--json", "--out", `${folder}/float.png`)).stdout);
+    const report = JSON.parse(stdout);
+    assert.match(report.quantization, /^transformer: \d+ int4wo \(group_size 64\).*; vae: \d+ int8wo/);
+    assert.ok(report.model_memory_bytes < plain.model_memory_bytes, stdout);
+    assert.deepEqual([plain.quantization, plain.skipped], ["", []]);
+
+    const { metadata } = await Image.open(out);
+    assert.equal(metadata.quantization, report.quantization);
+    const pipe = await FluxPipeline.load("models/shapes-flux");
+    await assert.rejects(pipe.rerun(out), {
+      name: "DenoiseError",
+      message: /again: it was made with transformer: \d+ int4wo .*, and the pipeline is in floats; .*quantize it/,
+    });
+    pipe.transformer.fuseQkvProjections();
+    quantize(pipe.transformer, "int4wo", { groupSize: 64 });
+    quantize(pipe.vae, "int8wo");
+    assert.deepEqual((await pipe.rerun(out)).data, (await Image.open(out)).data);
+    await assert.rejects(pipe.rerun(`${folder}/float.png`), /it was made in floats, and the pipeline is with/);
+  });
+});
+
+Deno.test("the recipe's table says what was quantized, and what could not be", async () => {
+  await withFolder(async (folder) => {
+    const flags = ["--sparsify", "--quantization", "int8dq", "--out", `${folder}/star.png`];
+    const { code, stdout, stderr } = await run(...SMALL, ...flags);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^quantization +transformer: \d+ int8dq \(2:4 sparse\)/m);
+    assert.match(stdout, /^model memory +[\d.]+ MB$/m);
+    const dry = await run("--dry-run", "--quantization", "int4wo", "--group-size", "256", "--json");
+    const { bytes } = JSON.parse(dry.stdout);
+    assert.ok(bytes < JSON.parse((await run("--dry-run", "--json")).stdout).bytes);
   });
 });
 
@@ -57,7 +90,7 @@ Deno.test("the recipe's help names every flag", async () => {
   assert.equal(code, 0);
   for (
     const flag
-      of "model prompt prompt-2 negative-prompt true-cfg-scale seed num-inference-steps guidance-scale height width max-sequence-length num-images-per-prompt dtype vae-tiling vae-slicing out show json help"
+      of "model prompt prompt-2 negative-prompt true-cfg-scale seed num-inference-steps guidance-scale height width max-sequence-length num-images-per-prompt dtype quantization group-size sparsify plan fuse-qkv quantize-vae compile compile-vae vae-tiling vae-slicing out show json help"
         .split(" ")
   ) {
     assert.match(stdout, new RegExp(`^ +--${flag}\\b`, "m"));
@@ -132,8 +165,55 @@ Deno.test("flags are read: defaults, repeated ones, wide seeds", () => {
   assert.deepEqual([several.vaeTiling, several.vaeSlicing], [true, false]);
 });
 
+Deno.test("flags that make the model smaller and faster are read", () => {
+  const none = {
+    fuseQkv: false,
+    sparsify: false,
+    quantization: undefined,
+    groupSize: undefined,
+    plan: undefined,
+    quantizeVae: undefined,
+    compile: false,
+    compileVae: false,
+  };
+  assert.deepEqual(parseInferenceFlags([]).optimization, none);
+  const read = (args: string) => parseInferenceFlags(args.split(" ")).optimization;
+  assert.deepEqual(read("--quantization int4wo --group-size 128"), {
+    ...none,
+    quantization: "int4wo",
+    groupSize: 128,
+  });
+  assert.deepEqual(read("--sparsify --quantization=int8dq --fuse-qkv --compile --compile-vae"), {
+    ...none,
+    fuseQkv: true,
+    sparsify: true,
+    quantization: "int8dq",
+    compile: true,
+    compileVae: true,
+  });
+  assert.equal(read("--quantization fp7_e3m3").quantization, "fp7_e3m3");
+  assert.equal(read("--quantization autoquant").quantization, "autoquant");
+  assert.equal(read("--plan plan.json").plan, "plan.json");
+  for (const args of ["--quantize-vae", "--quantize-vae --json", "--json --quantize-vae"]) {
+    assert.equal(read(args).quantizeVae, "int8wo", args);
+  }
+  assert.equal(read("--quantize-vae fp8wo").quantizeVae, "fp8wo");
+  assert.equal(read("--quantize-vae=int8dq --json").quantizeVae, "int8dq");
+});
+
 for (
   const [args, message] of [
+    [["--quantization", "int9"], /"int9": pass int8wo, .* or autoquant, as --quantization/],
+    [["--quantization", "fp7_e3m2"], /fp7_e3m2: .* write fp6_e3m2, or autoquant, as --quantization/],
+    [["--quantize-vae", "autoquant"], /"autoquant": pass int8wo, .* as --quantize-vae/],
+    [["--quantize-vae", "int4wo"], /--quantize-vae int4wo: pass int8wo, int8dq or fp8wo/],
+    [["--group-size", "48", "--quantization", "int4wo"], /--group-size "48": pass 32, 64, 128 or 256/],
+    [["--group-size", "64"], /--group-size 64: pass --quantization int4wo or int4dq as well/],
+    [["--group-size", "64", "--quantization", "int8dq"], /--group-size 64: pass --quantization int4wo/],
+    [["--plan", "a.json", "--quantization", "int8dq"], /--plan a.json with --quantization int8dq: pass one/],
+    [["--compile", "--dry-run"], /--compile with --dry-run.*leave out one/],
+    [["--quantization", "autoquant", "--dry-run"], /--quantization autoquant with --dry-run/],
+    [["--compile-vae"], /--compile-vae alone: pass --compile as well/],
     [["--seed", "1.5"], /--seed "1.5": pass an integer/],
     [["--seed", "18446744073709551616"], /-2\^63 to 2\^64 - 1/],
     [["--guidance-scale", "nan"], /--guidance-scale "nan": pass a number/],

@@ -147,7 +147,7 @@ Deno.test("a graph computes the same before and after all rewrites, on every lev
     const { outputs, stages } = compileGraph(recorded);
     const known = new Map<Node, NativeBuffer>(leaves);
     for (const stage of stages) {
-      using program = new NativeProgram(stage.bytes!);
+      using program = new NativeProgram(stage.assemble()!);
       const buffers = stage.buffers.map((storage) => {
         const found = known.get(storage.external!);
         if (found && !storage.written) return found;

@@ -1,9 +1,12 @@
 //! Convolutions of few filters, which would leave most lanes of a vector of filters idle: here lanes are the units of a
 //! cell, and come together at the end.
 
+use super::codes::{Codes, decode};
 use super::{Arith, CELL, Plan, Sum, Task, UNITS, fill_slab, finish};
 use crate::dispatch;
-use crate::simd::Simd;
+use crate::level::Level;
+use crate::schema::Format;
+use crate::simd::{Element, Simd};
 
 /// The most filters that `few_block` takes.
 pub const FEW: usize = 4;
@@ -12,11 +15,18 @@ pub const FEW: usize = 4;
 ///
 /// # Safety
 /// `plan.weight` holds the weights of the plan's channels and filters, in blocks of `width`.
-pub unsafe fn few_weights<A: Arith>(plan: &Plan, width: usize) -> Vec<f32> {
+pub unsafe fn few_weights<A: Arith>(level: Level, plan: &Plan, width: usize) -> Vec<f32> {
     let (filters, lanes, taps) = (plan.out.dims[3], width / 2, plan.taps.len());
     let units = plan.x.dims[3].div_ceil(A::CHANNELS);
     let mut weights = vec![0.0; units.div_ceil(UNITS) * taps * filters * UNITS];
-    let mut from = plan.weight as *const A::E;
+    let mut decoded = Vec::<A::E>::new();
+    let mut from = plan.weight as *const A::W;
+    if let Some(format) = plan.decoded() {
+        let count = units * A::CHANNELS * taps * lanes;
+        decoded.reserve_exact(count);
+        from = decoded.as_ptr() as *const A::W;
+        unsafe { decode_all::<A::E>(level, format, plan.weight, count, decoded.as_mut_ptr()) };
+    }
     for group in 0..units.div_ceil(UNITS) {
         for tap in 0..taps {
             let to = (group * taps + tap) * filters * UNITS;
@@ -30,6 +40,12 @@ pub unsafe fn few_weights<A: Arith>(plan: &Plan, width: usize) -> Vec<f32> {
     }
     weights
 }
+
+#[inline(always)]
+unsafe fn decode_all_on<S: Codes, E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) {
+    unsafe { decode::<S, E>(format, codes, n, to) }
+}
+dispatch!(fn decode_all<E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) => decode_all_on);
 
 /// The most pixels of a tile of so many filters.
 const fn few_pixels<S: Simd>(filters: usize) -> usize {
@@ -46,7 +62,7 @@ const fn few_pixels<S: Simd>(filters: usize) -> usize {
 /// Sums for `M` neighbouring pixels and `F` filters, whose lanes are units and come together at the end.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn few_tile<S: Simd, A: Arith, const M: usize, const F: usize>(
+unsafe fn few_tile<S: Codes, A: Arith, const M: usize, const F: usize>(
     sum: &Sum,
     x: *const u8,
     mut w: *const f32,
@@ -76,7 +92,7 @@ unsafe fn few_tile<S: Simd, A: Arith, const M: usize, const F: usize>(
         }
         for m in 0..M {
             for f in 0..F {
-                *sums.add(m * S::LANES + f) = S::sum(s[m][f]);
+                *sums.add(m * S::LANES + f) = A::across::<S>(s[m][f]);
             }
         }
     }
@@ -84,7 +100,7 @@ unsafe fn few_tile<S: Simd, A: Arith, const M: usize, const F: usize>(
 
 /// `few_tile` for a number of pixels and filters that only the run knows.
 #[inline(always)]
-unsafe fn any_few_tile<S: Simd, A: Arith>(
+unsafe fn any_few_tile<S: Codes, A: Arith>(
     m: usize,
     filters: usize,
     sum: &Sum,
@@ -111,7 +127,7 @@ unsafe fn any_few_tile<S: Simd, A: Arith>(
 /// One task of at most `FEW` filters, which would leave most lanes of a vector of filters idle. The slab holds all
 /// channels; `sums` holds a tile.
 #[inline(always)]
-unsafe fn few_block_on<S: Simd, A: Arith>(plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
+unsafe fn few_block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
     unsafe {
         let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
         let group_step = plan.columns() * CELL;

@@ -3,9 +3,11 @@
 //!
 //! Weights are transformed while they are in the cache, by every task anew: transformed ones take 16/9 of the memory.
 
+use super::codes::{Codes, E4m3, E5m2, I8, Load};
 use super::{Arith, Plan, Sum, Task, UNITS, Widen, any_tile, fill_slab, finish, tile_pixels};
 use crate::dispatch;
 use crate::level::Level;
+use crate::schema::Format;
 use crate::simd::{Element, Simd};
 
 /// Pixels along the side of a window that Winograd's transform gives, and of one that it takes.
@@ -76,9 +78,14 @@ pub unsafe fn winograd_block<E: Element>(level: Level, plan: &Plan, task: &Task,
             transform_input(level, plan, &windows, &w, channels, slab, inputs);
             for b in task.blocks.0..task.blocks.1 {
                 let lanes = if filters - b * width > width / 2 { width } else { width / 2 };
-                let packed = plan.weight.add(b * plan.panel) as *const E;
-                let packed = packed.add(channel * plan.taps.len() * lanes);
-                transform_weights::<E>(level, &w, channels, lanes, packed, weights);
+                let at = channel * plan.taps.len() * lanes * plan.weight_size::<Widen<E>>();
+                let packed = plan.weight.add(b * plan.panel + at);
+                match plan.decoded() {
+                    None => transform_weights::<E>(level, &w, channels, lanes, packed, weights),
+                    Some(Format::E4m3) => transform_weights::<E4m3>(level, &w, channels, lanes, packed, weights),
+                    Some(Format::E5m2) => transform_weights::<E5m2>(level, &w, channels, lanes, packed, weights),
+                    Some(_) => transform_weights::<I8>(level, &w, channels, lanes, packed, weights),
+                }
                 multiply(level, &w, channels, lanes, inputs, weights, results);
                 let index = if ranges == 1 { 0 } else { b - task.blocks.0 };
                 let sums = sums.add(index * size[0] * size[1] * width);
@@ -140,11 +147,11 @@ unsafe fn input_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 4] {
 /// G g G^T of the weights g (3, 3) of every channel and filter.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn transform_weights_on<S: Simd, E: Element>(
+unsafe fn transform_weights_on<S: Codes, L: Load>(
     w: &Windows,
     channels: usize,
     lanes: usize,
-    packed: *const E,  // (group, tap, unit, filter)
+    packed: *const u8, // (group, tap, unit, filter)
     weights: *mut f32, // (product, channel, filter)
 ) {
     unsafe {
@@ -152,11 +159,11 @@ unsafe fn transform_weights_on<S: Simd, E: Element>(
             let units = (channels - first).min(UNITS);
             for unit in 0..units {
                 for lane in (0..lanes).step_by(S::LANES) {
-                    let from = packed.add((first * 9 + unit) * lanes + lane);
+                    let from = (packed as *const L).add((first * 9 + unit) * lanes + lane);
                     let mut g = [[S::splat(0.0); 4]; 3];
                     for i in 0..3 {
                         let [a, b, c] = [0, 1, 2].map(|j| from.add((i * 3 + j) * units * lanes));
-                        g[i] = weight_row::<S>(E::load::<S>(a), E::load::<S>(b), E::load::<S>(c));
+                        g[i] = weight_row::<S>(L::load::<S>(a), L::load::<S>(b), L::load::<S>(c));
                     }
                     let to = weights.add((first + unit) * lanes + lane);
                     for j in 0..4 {
@@ -170,8 +177,8 @@ unsafe fn transform_weights_on<S: Simd, E: Element>(
         }
     }
 }
-dispatch!(fn transform_weights<E: Element>(
-    w: &Windows, channels: usize, lanes: usize, packed: *const E, weights: *mut f32
+dispatch!(fn transform_weights<L: Load>(
+    w: &Windows, channels: usize, lanes: usize, packed: *const u8, weights: *mut f32
 ) => transform_weights_on);
 
 #[inline(always)]
@@ -186,7 +193,7 @@ unsafe fn weight_row<S: Simd>(a: S::V, b: S::V, c: S::V) -> [S::V; 4] {
 
 /// The 16 matrix products: windows by filters, over channels.
 #[inline(always)]
-unsafe fn multiply_on<S: Simd>(
+unsafe fn multiply_on<S: Codes>(
     w: &Windows,
     channels: usize,
     lanes: usize,
@@ -221,7 +228,7 @@ dispatch!(fn multiply(
 /// channels, the result.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn finish_windows_on<S: Simd, E: Element>(
+unsafe fn finish_windows_on<S: Codes, E: Element>(
     plan: &Plan,
     task: &Task,
     w: &Windows,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::conv_kernel::few::{FEW, few_block, few_weights};
 use crate::conv_kernel::winograd::{WINDOW, winograd_block, winograd_bytes};
-use crate::conv_kernel::{Arith, CELL, Pairs, Plan, TILE_PIXELS, Task, UNITS, Widen, block};
+use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Quantized, TILE_PIXELS, Task, UNITS, Widen, block};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
@@ -27,10 +27,10 @@ fn packed_bytes(filters: usize, channels: usize, taps: usize, size: usize) -> Op
         .checked_mul(size)
 }
 
-/// The parameters, once they are checked.
-struct Params {
-    kh: usize,
-    kw: usize,
+/// The parameters that a convolution begins with, once they are checked.
+pub(super) struct Params {
+    pub kh: usize,
+    pub kw: usize,
     stride: usize,
     pad_top: usize,
     pad_left: usize,
@@ -38,7 +38,7 @@ struct Params {
     act: Activation,
 }
 
-fn params(args: &Args) -> Result<Params> {
+pub(super) fn params(args: &Args, what: &str) -> Result<Params> {
     for (index, name, least, most) in [
         (0, "kh", 1, LIMIT),
         (1, "kw", 1, LIMIT),
@@ -48,11 +48,11 @@ fn params(args: &Args) -> Result<Params> {
         (5, "upsample", 1, LIMIT),
     ] {
         let value = args.i32(index);
-        ensure!((least..=most).contains(&value), "conv2d takes {name} from {least} to {most}, got {value}");
+        ensure!((least..=most).contains(&value), "{what} takes {name} from {least} to {most}, got {value}");
     }
     let at = |index| args.i32(index) as usize;
     let act = Activation::from_code(args.params[6]);
-    ensure!(act.is_some(), "conv2d has no activation {}", args.params[6]);
+    ensure!(act.is_some(), "{what} has no activation {}", args.params[6]);
     Ok(Params {
         kh: at(0),
         kw: at(1),
@@ -65,19 +65,30 @@ fn params(args: &Args) -> Result<Params> {
 }
 
 fn check(args: &Args) -> Result<()> {
-    let p = params(args)?;
+    let p = params(args, "conv2d")?;
+    let size = args.view(0).dtype.size();
+    check_operands(args, "conv2d", &p, |filters, channels| packed_bytes(filters, channels, p.kh * p.kw, size))
+}
+
+/// Refuses operands that a convolution does not take; `bytes` is the size of a weight of so many filters and channels.
+pub(super) fn check_operands(
+    args: &Args,
+    what: &str,
+    p: &Params,
+    bytes: impl Fn(usize, usize) -> Option<usize>,
+) -> Result<()> {
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
-    ensure!(x.rank == 4, "conv2d takes x of 4 axes, got {:?}", x.shape());
-    ensure!(out.rank == 4, "conv2d takes out of 4 axes, got {:?}", out.shape());
-    ensure!(x.dtype.is_float(), "conv2d takes x of a float type, got {:?}", x.dtype);
-    ensure!(out.dtype == x.dtype, "conv2d takes out of x's type {:?}, got {:?}", x.dtype, out.dtype);
-    ensure!(x.dims[0] == out.dims[0], "conv2d takes x and out of one batch, got {:?} and {:?}", x.shape(), out.shape());
-    ensure!(x.inner_dense() && out.inner_dense(), "conv2d takes x and out with a dense last axis");
+    ensure!(x.rank == 4, "{what} takes x of 4 axes, got {:?}", x.shape());
+    ensure!(out.rank == 4, "{what} takes out of 4 axes, got {:?}", out.shape());
+    ensure!(x.dtype.is_float(), "{what} takes x of a float type, got {:?}", x.dtype);
+    ensure!(out.dtype == x.dtype, "{what} takes out of x's type {:?}, got {:?}", x.dtype, out.dtype);
+    ensure!(x.dims[0] == out.dims[0], "{what} takes x and out of one batch, got {:?} and {:?}", x.shape(), out.shape());
+    ensure!(x.inner_dense() && out.inner_dense(), "{what} takes x and out with a dense last axis");
     let (channels, filters) = (x.dims[3], out.dims[3]);
-    let bytes = packed_bytes(filters, channels, p.kh * p.kw, x.dtype.size());
+    let bytes = bytes(filters, channels);
     ensure!(
         weight.dtype == DType::U8 && weight.is_contiguous() && Some(weight.len()) == bytes,
-        "conv2d of {channels} channels by {filters} filters of {} by {} takes a weight of {} bytes, got {:?} {:?}",
+        "{what} of {channels} channels by {filters} filters of {} by {} takes a weight of {} bytes, got {:?} {:?}",
         p.kh,
         p.kw,
         bytes.unwrap_or(usize::MAX),
@@ -87,7 +98,7 @@ fn check(args: &Args) -> Result<()> {
     if let Some(bias) = args.optional(2) {
         ensure!(
             bias.dtype == DType::F32 && bias.shape() == [filters] && bias.is_contiguous(),
-            "conv2d takes an f32 bias of [{filters}], got {:?} {:?}",
+            "{what} takes an f32 bias of [{filters}], got {:?} {:?}",
             bias.dtype,
             bias.shape()
         );
@@ -95,7 +106,7 @@ fn check(args: &Args) -> Result<()> {
     if let Some(residual) = args.optional(3) {
         ensure!(
             residual.dtype == x.dtype && residual.broadcast(out.shape()).is_some(),
-            "conv2d takes a {:?} residual that broadcasts to {:?}, got {:?} {:?}",
+            "{what} takes a {:?} residual that broadcasts to {:?}, got {:?} {:?}",
             x.dtype,
             out.shape(),
             residual.dtype,
@@ -107,10 +118,23 @@ fn check(args: &Args) -> Result<()> {
 
 /// The weights as the reference packs them: (O, C, kh, kw) in x's type.
 fn reference(args: &Args) -> Result<()> {
-    let p = params(args)?;
-    let (x, weight, out) = (args.view(0), args.view(1), args.out());
-    let [_, height, width, channels] = [x.dims[0], x.dims[1] * p.upsample, x.dims[2] * p.upsample, x.dims[3]];
-    let weight = View::contiguous(weight.ptr, x.dtype, &[out.dims[3], channels, p.kh, p.kw]);
+    let p = params(args, "conv2d")?;
+    let (x, weight) = (args.view(0), args.view(1));
+    let weight = View::contiguous(weight.ptr, x.dtype, &[weight.len() / x.dtype.size()]);
+    reference_of(args, &p, |x| x as f64, |index| unsafe { weight.get(index) } as f64, |_| 1.0);
+    Ok(())
+}
+
+/// The plain loops, over values of x, over weights of (O, C, kh, kw) by their index, and the scale of each filter.
+pub(super) fn reference_of(
+    args: &Args,
+    p: &Params,
+    value: impl Fn(f32) -> f64,
+    weight: impl Fn(usize) -> f64,
+    scale: impl Fn(usize) -> f64,
+) {
+    let (x, out) = (args.view(0), args.out());
+    let [height, width, channels] = [x.dims[1] * p.upsample, x.dims[2] * p.upsample, x.dims[3]];
     let residual = args.optional(3).and_then(|r| r.broadcast(out.shape()));
     for index in 0..out.len() {
         let o = index % out.dims[3];
@@ -128,32 +152,37 @@ fn reference(args: &Args) -> Result<()> {
                 let (y, at) = (y / p.upsample, at / p.upsample);
                 let pixel = batch * x.strides[0] + y * x.strides[1] + at * x.strides[2];
                 for c in 0..channels {
-                    let w = o * weight.strides[0] + c * weight.strides[1] + ky * weight.strides[2] + kx;
-                    sum += unsafe { x.get(pixel + c) as f64 * weight.get(w) as f64 };
+                    let w = ((o * channels + c) * p.kh + ky) * p.kw + kx;
+                    sum += value(unsafe { x.get(pixel + c) }) * weight(w);
                 }
             }
         }
         let bias = args.optional(2).map_or(0.0, |bias| unsafe { bias.get(o) });
-        let mut value = activate(p.act, sum + bias as f64);
+        let mut value = activate(p.act, sum * scale(o) + bias as f64);
         if let Some(residual) = &residual {
             value += unsafe { residual.get(residual.offset(index)) } as f64;
         }
         unsafe { out.set(out.offset(index), value as f32) };
     }
-    Ok(())
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
+    let p = params(args, "conv2d")?;
+    run_float(cx, args, &p, None)
+}
+
+/// Runs a convolution whose weights are, or are decoded to, x's type.
+pub(super) fn run_float(cx: &Cx, args: &Args, p: &Params, quantized: Option<Quantized>) -> Result<()> {
     match args.view(0).dtype {
-        DType::F32 => run_as::<Widen<f32>>(cx, args),
-        DType::F16 => run_as::<Widen<f16>>(cx, args),
-        _ if cx.level == Level::Avx512Bf16 => run_as::<Pairs>(cx, args),
-        _ => run_as::<Widen<bf16>>(cx, args),
+        DType::F32 => run_as::<Widen<f32>>(cx, args, p, quantized),
+        DType::F16 => run_as::<Widen<f16>>(cx, args, p, quantized),
+        _ if cx.level == Level::Avx512Bf16 => run_as::<Pairs>(cx, args, p, quantized),
+        _ => run_as::<Widen<bf16>>(cx, args, p, quantized),
     }
 }
 
 /// Filters in a block: two vectors.
-fn block_filters(level: Level) -> usize {
+pub(super) fn block_filters(level: Level) -> usize {
     if level >= Level::Avx512 { 32 } else { 16 }
 }
 
@@ -215,7 +244,7 @@ fn blocking<A: Arith>(way: Way, p: &Params, channels: usize, out: &View, width: 
 
     // The range of channels that is summed at a time: as even as can be.
     let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
-    let group_bytes = taps * UNITS * A::CHANNELS * width * A::E::SIZE;
+    let group_bytes = taps * UNITS * A::CHANNELS * width * size_of::<A::W>();
     let most = match way {
         Way::Direct => (PANEL_BYTES / group_bytes).min(PANEL_GROUPS),
         Way::Windows => WINDOW_RANGE / UNITS,
@@ -260,13 +289,12 @@ fn blocking<A: Arith>(way: Way, p: &Params, channels: usize, out: &View, width: 
     Blocking { rows, columns, bands, strips, groups, ranges, splits, alone }
 }
 
-fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
-    let p = params(args)?;
+pub(super) fn run_as<A: Arith>(cx: &Cx, args: &Args, p: &Params, quantized: Option<Quantized>) -> Result<()> {
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
     if out.is_empty() {
         return Ok(());
     }
-    if !(weight.ptr as usize).is_multiple_of(A::E::SIZE) {
+    if !(weight.ptr as usize).is_multiple_of(size_of::<A::W>()) {
         return Err(Error::new(Code::BadArgument, "conv2d takes a weight aligned to its elements"));
     }
     let (channels, filters) = (x.dims[3], out.dims[3]);
@@ -279,11 +307,12 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         _ if small && channels >= WINDOW_CHANNELS && out.dims[1] * out.dims[2] >= WINDOW_PIXELS => Way::Windows,
         _ => Way::Direct,
     };
-    let b = blocking::<A>(way, &p, channels, &out, width, cx.pool.threads());
+    let b = blocking::<A>(way, p, channels, &out, width, cx.pool.threads());
 
     let mut plan = Plan {
         x,
         weight: weight.ptr,
+        quantized,
         bias: args.optional(2),
         residual: args.optional(3).and_then(|r| r.broadcast(out.shape())),
         out,
@@ -296,7 +325,7 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         upsample: p.upsample,
         block: (b.rows, b.columns),
         groups: b.groups,
-        panel: width * taps * channels.next_multiple_of(A::CHANNELS) * A::E::SIZE,
+        panel: 0,
         taps: Vec::with_capacity(taps),
         // All sums between ranges; else those of a block of filters, or of a tile.
         sums: match way {
@@ -311,9 +340,14 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
             plan.taps.push((ky * plan.groups * plan.columns() + column) * CELL);
         }
     }
-    let few_weights = if way == Way::Few { unsafe { few_weights::<A>(&plan, width) } } else { Vec::new() };
-    let slab_bytes = plan.slab_bytes();
-    let bytes = if way == Way::Windows { winograd_bytes(&plan, width) } else { slab_bytes + plan.sums * 4 };
+    plan.panel = width * taps * channels.next_multiple_of(A::CHANNELS) * plan.weight_size::<A>();
+    let few_weights = if way == Way::Few { unsafe { few_weights::<A>(cx.level, &plan, width) } } else { Vec::new() };
+    let (slab_bytes, sum_bytes) = (plan.slab_bytes(), (plan.sums * 4).next_multiple_of(CELL));
+    let bytes = match way {
+        Way::Direct => slab_bytes + sum_bytes + plan.decoded_bytes::<A>(width),
+        Way::Windows => winograd_bytes(&plan, width),
+        Way::Few => slab_bytes + sum_bytes,
+    };
 
     let task = |index: usize, thread: usize| {
         let (split, index) = (index % b.splits, index / b.splits);
@@ -324,11 +358,11 @@ fn run_as<A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
         let blocks = (split * blocks / b.splits, (split + 1) * blocks / b.splits);
         let task = Task { batch, origin, size, blocks };
         unsafe {
-            // The slab, then the sums.
+            // The slab, the sums, decoded weights.
             let memory = cx.pool.scratch(thread, bytes);
             let sums = memory.add(slab_bytes) as *mut f32;
             match way {
-                Way::Direct => block::<A>(cx.level, &plan, &task, memory, sums),
+                Way::Direct => block::<A>(cx.level, &plan, &task, memory, sums, memory.add(slab_bytes + sum_bytes)),
                 Way::Windows => winograd_block::<A::E>(cx.level, &plan, &task, width, memory),
                 Way::Few => few_block::<A>(cx.level, &plan, &task, &few_weights, memory, sums),
             }
@@ -390,35 +424,54 @@ fn pack_from<F: Element>(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
-/// Weights as `Plan` wants them; a last block of few filters is one vector wide.
-fn pack<F: Element, A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
+/// Packs float weights of `F` as `A` wants them.
+fn pack<F: Element, A: Arith<W = <A as Arith>::E>>(cx: &Cx, args: &Args) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
-    let [filters, channels, kh, kw] = [0, 1, 2, 3].map(|axis| weight.dims[axis]);
-    if out.is_empty() {
-        return Ok(());
-    }
     if !(out.ptr as usize).is_multiple_of(A::E::SIZE) {
         return Err(Error::new(Code::BadArgument, "pack_conv2d takes an out aligned to its elements"));
     }
+    let out = (out.ptr as *mut A::E, out.len() / A::E::SIZE);
+    let zero = <A::E as Element>::from(0.0);
+    pack_blocks(cx, &weight, A::CHANNELS, out, zero, |at| unsafe {
+        <A::E as Element>::from((*weight.at::<F>(at)).get())
+    })
+}
+
+/// Weights of (O, C, kh, kw) as `Plan` wants them, for units of so many channels; a last block of few filters is one
+/// vector wide. `read` gives the weight at an offset in `weight`.
+pub(super) fn pack_blocks<T: Copy + Sync>(
+    cx: &Cx,
+    weight: &View,
+    unit_channels: usize,
+    (out, len): (*mut T, usize),
+    zero: T,
+    read: impl Fn(usize) -> T + Sync,
+) -> Result<()> {
+    /// Each task writes a block of its own.
+    #[derive(Clone, Copy)]
+    struct Blocks<T>(*mut T);
+    unsafe impl<T> Sync for Blocks<T> {}
+
+    let [filters, channels, kh, kw] = [0, 1, 2, 3].map(|axis| weight.dims[axis]);
     let width = block_filters(cx.level);
     let blocks = filters.div_ceil(width);
-    let panel = width * kh * kw * channels.next_multiple_of(A::CHANNELS);
+    let panel = width * kh * kw * channels.next_multiple_of(unit_channels);
+    let out = Blocks(out);
     let pack_block = |b: usize| unsafe {
-        let mut to = out.at::<A::E>(b * panel);
+        let out = &out;
+        let mut to = out.0.add(b * panel);
         let lanes = if filters - b * width > width / 2 { width } else { width / 2 };
-        let zeros = |to: *mut A::E, end: *mut A::E| std::ptr::write_bytes(to, 0, end.offset_from(to) as usize);
-        for first in (0..channels).step_by(UNITS * A::CHANNELS) {
-            let last = (first + UNITS * A::CHANNELS).min(channels);
+        for first in (0..channels).step_by(UNITS * unit_channels) {
+            let last = (first + UNITS * unit_channels).min(channels);
             for tap in 0..kh * kw {
                 let at = tap / kw * weight.strides[2] + tap % kw * weight.strides[3];
-                for unit in (first..last).step_by(A::CHANNELS) {
+                for unit in (first..last).step_by(unit_channels) {
                     for filter in b * width..b * width + lanes {
-                        for channel in unit..unit + A::CHANNELS {
+                        for channel in unit..unit + unit_channels {
                             *to = if filter < filters && channel < channels {
-                                let at = at + filter * weight.strides[0] + channel * weight.strides[1];
-                                <A::E as Element>::from((*weight.at::<F>(at)).get())
+                                read(at + filter * weight.strides[0] + channel * weight.strides[1])
                             } else {
-                                <A::E as Element>::from(0.0)
+                                zero
                             };
                             to = to.add(1);
                         }
@@ -427,10 +480,13 @@ fn pack<F: Element, A: Arith>(cx: &Cx, args: &Args) -> Result<()> {
             }
         }
         // What no level reads, so that a packed weight is the same whenever it is made.
-        let end = if b + 1 == blocks { out.len() / A::E::SIZE } else { (b + 1) * panel };
-        zeros(to, out.at::<A::E>(end));
+        let end = out.0.add(if b + 1 == blocks { len } else { (b + 1) * panel });
+        while to < end {
+            *to = zero;
+            to = to.add(1);
+        }
     };
-    if out.len() < 1 << 16 {
+    if len * size_of::<T>() < 1 << 16 {
         cx.pool.run(1, &|_, _| (0..blocks).for_each(pack_block))
     } else {
         cx.pool.run(blocks, &|b, _| pack_block(b))

@@ -4,20 +4,15 @@ use super::*;
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
+use crate::simd::Element;
 use crate::strided::rows_per_task;
+use half::{bf16, f16};
 use std::sync::Mutex;
 
-fn absent(_: &Args) -> Result<()> {
-    Err(Error::new(Code::Internal, "This kernel is still to be written"))
-}
-
-fn absent_run(_: &Cx, args: &Args) -> Result<()> {
-    absent(args)
-}
-
-/// `embedding` of a table of int8.
-pub static QUANTIZED_EMBEDDING: Kernel = Kernel { check: absent, run: absent_run, reference: absent };
 pub static EMBEDDING: Kernel = Kernel { check, run, reference };
+/// `embedding` of a table of int8.
+pub static QUANTIZED_EMBEDDING: Kernel =
+    Kernel { check: check_quantized, run: run_quantized, reference: reference_quantized };
 pub static TIMESTEP_EMBEDDING: Kernel =
     Kernel { check: check_timestep, run: |_, args| timestep(args), reference: timestep };
 pub static ROTARY_EMBEDDING: Kernel = Kernel { check: check_rotary, run: |_, args| rotary(args), reference: rotary };
@@ -82,16 +77,95 @@ fn reference(args: &Args) -> Result<()> {
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
     let (ids, table, out) = (args.view(0), args.view(1), args.out());
-    check_ids(&ids, &table)?;
+    each_id(cx, &ids, &table, &out, &|row| copy_row(&ids, &table, &out, row))
+}
+
+/// Runs `copy` for every row of out on all threads, once all ids are known to be in the table.
+fn each_id(cx: &Cx, ids: &View, table: &View, out: &View, copy: &(dyn Fn(usize) -> Result<()> + Sync)) -> Result<()> {
+    check_ids(ids, table)?;
     let (count, per_task) = (ids.len(), rows_per_task(out.last()));
     let failure = Mutex::new(None);
     cx.pool.run(count.div_ceil(per_task), &|task, _| {
         let mut rows = task * per_task..(task * per_task + per_task).min(count);
-        if let Err(error) = rows.try_for_each(|row| copy_row(&ids, &table, &out, row)) {
+        if let Err(error) = rows.try_for_each(copy) {
             *failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
         }
     })?;
     failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+}
+
+fn check_quantized(args: &Args) -> Result<()> {
+    let what = "quantized_embedding";
+    let (ids, codes, scale, out) = (args.view(0), args.view(1), args.view(2), args.out());
+    ensure!(ids.dtype == DType::I32, "{what} takes i32 ids, got {:?}", ids.dtype);
+    ensure!(
+        codes.rank == 2 && codes.dtype == DType::I8 && codes.inner_dense(),
+        "{what} takes an i8 table of two axes, got {:?} {:?}",
+        codes.dtype,
+        codes.shape()
+    );
+    ensure!(
+        scale.dtype == DType::F32 && scale.shape() == [codes.dims[0], 1] && scale.is_contiguous(),
+        "{what} takes dense f32 scales of [{}, 1], got {:?} {:?}",
+        codes.dims[0],
+        scale.dtype,
+        scale.shape()
+    );
+    ensure!(
+        out.dtype.is_float()
+            && out.rank == ids.rank + 1
+            && out.shape()[..ids.rank] == *ids.shape()
+            && out.last() == codes.dims[1]
+            && out.inner_dense(),
+        "{what} of ids {:?} from {:?} cannot give {:?} {:?}",
+        ids.shape(),
+        codes.shape(),
+        out.dtype,
+        out.shape()
+    );
+    Ok(())
+}
+
+/// A code times its row's scale is one rounding in f32, and one more in a narrower out.
+fn scale_row([ids, codes, scale, out]: &[View; 4], row: usize) -> Result<()> {
+    let id = id_at(ids, codes, row)?;
+    let (from, to) = (id * codes.strides[0], out.row_offset(row));
+    unsafe {
+        let scale = scale.get(id);
+        match out.dtype {
+            DType::F32 => scale_into::<f32>(codes.at(from), scale, out.at(to), out.last()),
+            DType::BF16 => scale_into::<bf16>(codes.at(from), scale, out.at(to), out.last()),
+            _ => scale_into::<f16>(codes.at(from), scale, out.at(to), out.last()),
+        }
+    }
+    Ok(())
+}
+
+unsafe fn scale_into<E: Element>(codes: *const i8, scale: f32, out: *mut E, len: usize) {
+    for i in 0..len {
+        unsafe { *out.add(i) = E::from(*codes.add(i) as f32 * scale) };
+    }
+}
+
+fn quantized_views(args: &Args) -> [View; 4] {
+    [args.view(0), args.view(1), args.view(2), args.out()]
+}
+
+fn reference_quantized(args: &Args) -> Result<()> {
+    let [ids, codes, scale, out] = &quantized_views(args);
+    check_ids(ids, codes)?;
+    for row in 0..ids.len() {
+        let id = id_at(ids, codes, row)?;
+        for i in 0..out.last() {
+            unsafe { out.set(out.row_offset(row) + i, codes.get(id * codes.strides[0] + i) * scale.get(id)) };
+        }
+    }
+    Ok(())
+}
+
+fn run_quantized(cx: &Cx, args: &Args) -> Result<()> {
+    let views = quantized_views(args);
+    each_id(cx, &views[0], &views[1], &views[3], &|row| scale_row(&views, row))
 }
 
 fn check_timestep(args: &Args) -> Result<()> {

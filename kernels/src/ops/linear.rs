@@ -4,7 +4,7 @@ use super::*;
 use crate::dispatch;
 use crate::ensure;
 use crate::error::{Code, Error};
-use crate::gemm::{Gemm, Groups, Pairs, Product, Stored, Zeros, gemm, panel};
+use crate::gemm::{Gemm, Groups, Pairs, Product, Stored, VARIANTS, Zeros, gemm, panel};
 use crate::schema::DType;
 use crate::simd::{Element, Simd};
 use half::{bf16, f16};
@@ -42,6 +42,7 @@ fn params(args: &Args) -> Result<(usize, usize, Activation)> {
 fn check(args: &Args) -> Result<()> {
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
     let (n, k, ..) = params(args)?;
+    ensure!(args.params[3] < VARIANTS, "linear has no variant {}, the last is {}", args.params[3], VARIANTS - 1);
     ensure!(x.dtype.is_float(), "linear takes x of a float dtype, got {:?}", x.dtype);
     ensure!(out.dtype == x.dtype, "linear gives out in x's dtype {:?}, got {:?}", x.dtype, out.dtype);
     ensure!(x.rank > 0 && x.last() == k, "linear takes x of {k} columns, got {:?}", x.shape());
@@ -108,10 +109,10 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
         out,
     };
     match x.dtype {
-        DType::F32 => gemm::<Stored<f32>>(cx, &g),
-        DType::BF16 if pairs(cx.level) => gemm::<Pairs>(cx, &g),
-        DType::BF16 => gemm::<Stored<bf16>>(cx, &g),
-        _ => gemm::<Stored<f16>>(cx, &g),
+        DType::F32 => gemm::<Stored<f32>>(cx, &g, args.params[3]),
+        DType::BF16 if pairs(cx.level) => gemm::<Pairs>(cx, &g, args.params[3]),
+        DType::BF16 => gemm::<Stored<bf16>>(cx, &g, args.params[3]),
+        _ => gemm::<Stored<f16>>(cx, &g, args.params[3]),
     }
 }
 

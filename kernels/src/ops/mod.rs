@@ -115,6 +115,14 @@ pub fn kernel(op: Op) -> &'static Kernel {
     }
 }
 
+/// In how many ways a kernel can cut its work: its parameter `variant` is below that, and 0 is a good guess.
+pub fn variants(op: Op) -> u32 {
+    match op {
+        Op::Linear | Op::QuantizedLinear => crate::gemm::VARIANTS,
+        _ => 1,
+    }
+}
+
 /// Runs one instruction at a level.
 pub fn run(op: Op, cx: &Cx, args: &Args) -> Result<()> {
     let kernel = kernel(op);

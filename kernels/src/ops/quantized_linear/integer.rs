@@ -12,7 +12,7 @@
 use super::{Args, Shape};
 use crate::dispatch;
 use crate::error::Result;
-use crate::gemm::{Blocks, Gemm, GroupedIntegers, Groups, Integers, Product, VNNI_SHIFT, Zeros, gemm, panel};
+use crate::gemm::{Blocks, Gemm, Grouped, Groups, Integers, Product, VNNI_SHIFT, Zeros, gemm, panel};
 use crate::level::Level;
 use crate::ops::Cx;
 use crate::quant::rows_scale;
@@ -135,12 +135,12 @@ pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()>
         out,
     };
     match (out.dtype, grouped) {
-        (DType::F32, false) => gemm::<Integers<f32>>(cx, &g),
-        (DType::BF16, false) => gemm::<Integers<bf16>>(cx, &g),
-        (_, false) => gemm::<Integers<f16>>(cx, &g),
-        (DType::F32, true) => gemm::<GroupedIntegers<f32>>(cx, &g),
-        (DType::BF16, true) => gemm::<GroupedIntegers<bf16>>(cx, &g),
-        (_, true) => gemm::<GroupedIntegers<f16>>(cx, &g),
+        (DType::F32, false) => gemm::<Integers<f32>>(cx, &g, args.params[9]),
+        (DType::BF16, false) => gemm::<Integers<bf16>>(cx, &g, args.params[9]),
+        (_, false) => gemm::<Integers<f16>>(cx, &g, args.params[9]),
+        (DType::F32, true) => gemm::<Grouped<Integers<f32>>>(cx, &g, args.params[9]),
+        (DType::BF16, true) => gemm::<Grouped<Integers<bf16>>>(cx, &g, args.params[9]),
+        (_, true) => gemm::<Grouped<Integers<f16>>>(cx, &g, args.params[9]),
     }
 }
 
@@ -255,14 +255,13 @@ unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
                 if layout.groups > 1 {
                     end = ((index + 1) * group - first).min(steps);
                 }
-                for (i, less) in less.iter_mut().enumerate() {
-                    let column = i / (W / P);
+                for (column, less) in less.chunks_exact_mut(W / P).enumerate() {
                     let zero = if layout.groups > 1 {
                         *layout.zeros(panel, index).add(column)
                     } else {
                         layout.sums().add(panel * P + column).read_unaligned() as i8
                     };
-                    *less = T::from(zero.wrapping_add(8));
+                    less.fill(T::from(zero.wrapping_add(8)));
                 }
             }
             let from = layout.panel(panel, first + s);

@@ -1,9 +1,12 @@
 //! `linear` by quantized weights, and their packing.
 
+mod few;
+mod float;
 mod integer;
 
 use super::*;
 use crate::ensure;
+use crate::gemm::VARIANTS;
 use crate::quant::{Weight, rows_bytes, rows_scale, rows_value};
 use crate::schema::{DType, Format, Rows};
 
@@ -81,6 +84,7 @@ fn check(args: &Args) -> Result<()> {
     let (x, weight, out) = (args.view(0), args.view(1), args.out());
     let s = shape(args, what, 0, 3, 8)?;
     ensure!(Activation::from_code(args.params[2]).is_some(), "{what} has no activation of code {}", args.params[2]);
+    ensure!(args.params[9] < VARIANTS, "{what} has no variant {}, the last is {}", args.params[9], VARIANTS - 1);
     ensure!(out.dtype.is_float(), "{what} gives out of a float dtype, got {:?}", out.dtype);
     let (columns, dtype) = if s.rows == Rows::None { (s.k, out.dtype) } else { (rows_bytes(s.k), DType::U8) };
     ensure!(x.dtype == dtype, "{what} with rows of {:?} takes x in {dtype:?}, got {:?}", s.rows, x.dtype);
@@ -264,7 +268,7 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
     let act = Activation::from_code(args.params[2]).unwrap_or(Activation::None);
     match s.rows {
         Rows::Int8 | Rows::Int8Asym => integer::run(cx, args, s, act),
-        _ => reference(args),
+        Rows::None | Rows::E4m3 | Rows::E5m2 => float::run(cx, args, s, act),
     }
 }
 
@@ -272,6 +276,6 @@ fn pack(cx: &Cx, args: &Args) -> Result<()> {
     let s = shape(args, "pack_quantized", 0, 2, 6)?;
     match s.rows {
         Rows::Int8 | Rows::Int8Asym => integer::pack(cx, args, s),
-        _ => pack_reference(args),
+        Rows::None | Rows::E4m3 | Rows::E5m2 => float::pack(cx, args, &s),
     }
 }

@@ -1,0 +1,105 @@
+//! Products of int8 weights and an input that is quantized to int8 on its way into the slab. Sums are exact, in i32.
+
+use super::codes::Codes;
+use super::{Arith, CELL, UNITS};
+use crate::simd::{Element, Simd};
+use std::marker::PhantomData;
+
+/// The most products in a sum that i32 holds: each is at most 2^14, and the last one must not reach 2^31.
+pub const MOST_PRODUCTS: usize = (1 << 17) - 1;
+
+/// What the codes of four channels in a unit are above their values, so that they are unsigned, as VNNI wants them.
+pub const OFFSET: i32 = 128;
+
+/// The code of a value of x before it is rounded: x / scale within i8. NaN becomes the largest.
+#[inline(always)]
+unsafe fn scaled<S: Simd, E: Element>(x: *const E, n: usize, inverse: S::V) -> S::V {
+    unsafe {
+        let x = if n >= S::LANES { E::load::<S>(x) } else { E::load_n::<S>(x, n) };
+        S::max(S::min(S::mul(x, inverse), S::splat(127.0)), S::splat(-128.0))
+    }
+}
+
+/// Pairs of channels as i16, for levels without VNNI.
+#[derive(Clone, Copy)]
+pub struct Twos<E>(PhantomData<E>);
+
+impl<E: Element> Arith for Twos<E> {
+    type E = E;
+    type W = i8;
+    const CHANNELS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const E, n: usize, inverse: f32) {
+        unsafe {
+            let inverse = S::splat(inverse);
+            for i in (0..UNITS * 2).step_by(S::LANES) {
+                let v = scaled::<S, E>(x.wrapping_add(i), n.saturating_sub(i), inverse);
+                S::store_i16((cell as *mut i16).add(i), v);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn weight(w: *const i8, filter: usize) -> f32 {
+        let [low, high] = [0, 1].map(|i| unsafe { *w.add(2 * filter + i) } as i16 as u16 as u32);
+        f32::from_bits(low | high << 16)
+    }
+    #[inline(always)]
+    unsafe fn weights<S: Codes>(w: *const i8) -> S::V {
+        unsafe { S::load_pairs(w) }
+    }
+    #[inline(always)]
+    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+        unsafe { S::dot_pairs(sum, unit, weights) }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Codes>(sum: S::V) -> f32 {
+        f32::from_bits(unsafe { S::sum_i32(sum) } as u32)
+    }
+    #[inline(always)]
+    unsafe fn total<S: Codes>(sum: S::V, excess: S::V) -> S::V {
+        unsafe { S::difference(sum, excess) }
+    }
+}
+
+/// Four channels as bytes, for levels that have VNNI.
+#[derive(Clone, Copy)]
+pub struct Fours<E>(PhantomData<E>);
+
+impl<E: Element> Arith for Fours<E> {
+    type E = E;
+    type W = i8;
+    const CHANNELS: usize = 4;
+    const ZERO: u8 = OFFSET as u8;
+
+    #[inline(always)]
+    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const E, n: usize, inverse: f32) {
+        unsafe {
+            let inverse = S::splat(inverse);
+            for i in (0..CELL).step_by(S::LANES) {
+                let v = scaled::<S, E>(x.wrapping_add(i), n.saturating_sub(i), inverse);
+                S::store_offset((cell as *mut u8).add(i), v);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn weight(w: *const i8, filter: usize) -> f32 {
+        unsafe { (w as *const f32).add(filter).read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn weights<S: Codes>(w: *const i8) -> S::V {
+        unsafe { S::load(w as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+        unsafe { S::dot_quads(sum, unit, weights) }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Codes>(sum: S::V) -> f32 {
+        f32::from_bits(unsafe { S::sum_i32(sum) } as u32)
+    }
+    #[inline(always)]
+    unsafe fn total<S: Codes>(sum: S::V, excess: S::V) -> S::V {
+        unsafe { S::difference(sum, excess) }
+    }
+}

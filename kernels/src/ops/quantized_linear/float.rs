@@ -1,0 +1,393 @@
+//! Weights that are multiplied as floats: by x of floats, or by rows of fp8.
+//!
+//! The codes stay packed in memory. They become floats, or pairs of bf16 where the CPU multiplies those and x is in them
+//! (all codes are exact in bf16, less their zero point too), a block at a time for many rows. The scale of a whole row of
+//! the weight waits for the epilogue. The scales of groups are applied to the block's floats; beside pairs, in which
+//! they would be rounded, to the sums of each group.
+
+use super::*;
+use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Fp8, Int4, Int8, Small, Table, planes};
+use crate::dispatch;
+use crate::gemm::{Blocks, Gemm, Grouped, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, Zeros, gemm, panel};
+use crate::simd::Element;
+use half::{bf16, f16};
+
+/// A packed weight as a level reads it: panels of chunks of codes, then each panel's scales, group by group, then its
+/// zero points likewise.
+pub(super) struct Packed {
+    level: Level,
+    pub(super) weight: Weight,
+    k: usize,
+    codes: *const u8,
+    scales: *const f32,
+    /// Null where there are none.
+    zeros: *const f32,
+    pub(super) table: Table,
+    /// Whether blocks are decoded to pairs of bf16.
+    pairs: bool,
+}
+
+// Threads share it; what they may touch was checked.
+unsafe impl Sync for Packed {}
+
+/// What stands between a code and the value that is multiplied.
+enum Affine {
+    /// Nothing, or what the epilogue applies.
+    None,
+    /// One scale and zero point of each column in a chunk.
+    Chunk,
+    /// They may change with every place.
+    Place,
+}
+
+/// Where the codes of a packed weight end.
+fn codes_bytes(s: &Shape) -> usize {
+    s.n.next_multiple_of(64) * s.k.next_multiple_of(64) * s.weight.bits() / 8
+}
+
+/// Scales, or zero points, in a packed weight.
+fn scales_len(s: &Shape) -> usize {
+    s.n.next_multiple_of(64) * s.weight.groups(s.k).max(1)
+}
+
+/// Whether scales and zero points are the same in all of a chunk.
+fn chunked(weight: &Weight, k: usize) -> bool {
+    weight.group == k || weight.group.is_multiple_of(CHUNK)
+}
+
+impl Packed {
+    fn new(level: Level, s: &Shape, packed: *mut u8, zero: bool, pairs: bool) -> Self {
+        let scales = packed.wrapping_add(codes_bytes(s)) as *const f32;
+        let zeros = if zero { scales.wrapping_add(scales_len(s)) } else { std::ptr::null() };
+        Self { level, weight: s.weight, k: s.k, codes: packed, scales, zeros, table: Table::new(&s.weight), pairs }
+    }
+
+    /// Whether each column has one scale, which the epilogue applies.
+    fn by_column(&self) -> bool {
+        self.weight.group == self.k
+    }
+
+    fn affine(&self) -> Affine {
+        if (self.by_column() || self.pairs) && self.zeros.is_null() {
+            Affine::None
+        } else if chunked(&self.weight, self.k) {
+            Affine::Chunk
+        } else {
+            Affine::Place
+        }
+    }
+
+    pub(super) fn has_zeros(&self) -> bool {
+        !self.zeros.is_null()
+    }
+
+    /// Groups of a row, at least one.
+    pub(super) fn groups(&self) -> usize {
+        self.weight.groups(self.k).max(1)
+    }
+
+    /// The codes of a panel from a place of K on that starts a chunk.
+    pub(super) unsafe fn chunk(&self, panel: usize, width: usize, k: usize) -> *const u8 {
+        let columns = self.k.next_multiple_of(64);
+        unsafe { self.codes.add((panel * columns + k) * width * self.weight.bits() / 8) }
+    }
+
+    /// The scale of a group in a panel's vector, 1 where the epilogue applies it, and its zero point.
+    #[inline(always)]
+    pub(super) unsafe fn group<S: Codes>(&self, panel: usize, v: usize, group: usize) -> (S::V, S::V) {
+        unsafe {
+            let at = ((panel * self.groups() + group) * 2 + v) * S::LANES;
+            let scale = if self.by_column() { S::splat(1.0) } else { S::load(self.scales.add(at)) };
+            (scale, if self.zeros.is_null() { S::splat(0.0) } else { S::load(self.zeros.add(at)) })
+        }
+    }
+
+    /// The same for a place of K, or one beyond it.
+    #[inline(always)]
+    unsafe fn group_of<S: Codes>(&self, panel: usize, v: usize, k: usize) -> (S::V, S::V) {
+        unsafe { self.group::<S>(panel, v, (k / self.weight.group).min(self.groups() - 1)) }
+    }
+}
+
+/// Names the codec of a weight's codes in an expression.
+macro_rules! with_codec {
+    ($weight:expr, $codec:ident => $body:expr) => {
+        match ($weight.format, $weight.bits()) {
+            (Format::Int8 | Format::SparseInt8, _) => with_codec!(@ Int8, $codec => $body),
+            (Format::Int4, _) => with_codec!(@ Int4, $codec => $body),
+            (_, 8) => with_codec!(@ Small<8>, $codec => $body),
+            (_, 7) => with_codec!(@ Small<7>, $codec => $body),
+            (_, 6) => with_codec!(@ Small<6>, $codec => $body),
+            (_, 5) => with_codec!(@ Small<5>, $codec => $body),
+            (_, 4) => with_codec!(@ Small<4>, $codec => $body),
+            _ => with_codec!(@ Small<3>, $codec => $body),
+        }
+    };
+    (@ $type:ty, $codec:ident => $body:expr) => {{
+        type $codec = $type;
+        $body
+    }};
+}
+pub(super) use with_codec;
+
+/// Repeats a block for every step of a chunk as a constant, so that shifts are by constants.
+macro_rules! steps {
+    ($step:ident => $body:block) => { steps!(@ $step $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) };
+    (@ $step:ident $body:block $($n:literal)*) => {{
+        $({
+            const $step: usize = $n;
+            $body
+        })*
+    }};
+}
+pub(super) use steps;
+
+impl Blocks for Packed {
+    unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8) {
+        let to = to as *mut f32;
+        unsafe {
+            with_codec!(self.weight, C => if self.pairs {
+                decode::<C, Pairs>(self.level, self, panel, first, steps, to)
+            } else {
+                decode::<C, Widened<f32>>(self.level, self, panel, first, steps, to)
+            })
+        }
+    }
+}
+
+dispatch!(fn decode<C: Codec, P: Product>(w: &Packed, panel: usize, first: usize, steps: usize, to: *mut f32) => decode_on);
+
+#[inline(always)]
+unsafe fn decode_on<S: Codes, C: Codec, P: Product>(
+    w: &Packed,
+    panel: usize,
+    first: usize,
+    steps: usize,
+    to: *mut f32,
+) {
+    if P::STEP == 2 && !S::BF16_DOT {
+        unreachable!("pairs are for levels that multiply them");
+    }
+    unsafe {
+        let table = S::table(&w.table);
+        let width = 2 * S::LANES;
+        for c in 0..(steps * P::STEP).div_ceil(CHUNK) {
+            let k = first * P::STEP + c * CHUNK;
+            let chunk = w.chunk(panel, width, k);
+            let to = to.add(c * CHUNK / P::STEP * width);
+            match w.affine() {
+                Affine::None if P::STEP == 2 => steps!(STEP => {
+                    for v in 0..2 {
+                        S::store(to.add((STEP * 2 + v) * S::LANES), C::pairs::<S>(table, chunk, v, STEP));
+                    }
+                }),
+                Affine::None => steps!(STEP => {
+                    for v in 0..2 {
+                        let (even, odd) = C::values::<S>(table, chunk, v, STEP);
+                        store::<S, P>(to, v, STEP, even, odd);
+                    }
+                }),
+                Affine::Chunk => {
+                    for v in 0..2 {
+                        let (scale, zero) = w.group_of::<S>(panel, v, k);
+                        steps!(STEP => {
+                            let (even, odd) = C::values::<S>(table, chunk, v, STEP);
+                            let (mut even, mut odd) = (S::sub(even, zero), S::sub(odd, zero));
+                            if P::STEP == 1 {
+                                (even, odd) = (S::mul(even, scale), S::mul(odd, scale));
+                            }
+                            store::<S, P>(to, v, STEP, even, odd);
+                        });
+                    }
+                }
+                Affine::Place if P::STEP == 2 => unreachable!("pairs are of one group"),
+                Affine::Place => {
+                    for (step, v) in (0..CHUNK / 2).flat_map(|step| [(step, 0), (step, 1)]) {
+                        let (even, odd) = C::values::<S>(table, chunk, v, step);
+                        let (even_scale, even_zero) = w.group_of::<S>(panel, v, k + 2 * step);
+                        let (odd_scale, odd_zero) = w.group_of::<S>(panel, v, k + 2 * step + 1);
+                        let even = S::mul(S::sub(even, even_zero), even_scale);
+                        let odd = S::mul(S::sub(odd, odd_zero), odd_scale);
+                        store::<S, P>(to, v, step, even, odd);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Stores two places of a chunk as the product reads them.
+#[inline(always)]
+unsafe fn store<S: Codes, P: Product>(to: *mut f32, v: usize, step: usize, even: S::V, odd: S::V) {
+    unsafe {
+        if P::STEP == 2 {
+            S::store(to.add((step * 2 + v) * S::LANES), S::pairs(even, odd));
+        } else {
+            S::store(to.add((step * 4 + v) * S::LANES), even);
+            S::store(to.add((step * 4 + 2 + v) * S::LANES), odd);
+        }
+    }
+}
+
+/// `quantized_linear` of floats or of rows of fp8.
+pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
+    linear::aligned(&args.view(1), DType::F32)?;
+    match (s.rows, args.out().dtype) {
+        (Rows::E4m3, dtype) => run_fp8::<E4m3>(cx, args, s, act, dtype),
+        (Rows::E5m2, dtype) => run_fp8::<E5m2>(cx, args, s, act, dtype),
+        (_, DType::F32) => multiply::<Widened<f32>>(cx, args, s, act),
+        (_, DType::BF16) if pairs(cx.level, &s, args.out().rows()) => multiply::<Pairs>(cx, args, s, act),
+        (_, DType::BF16) => multiply::<Widened<bf16>>(cx, args, s, act),
+        (_, _) => multiply::<Widened<f16>>(cx, args, s, act),
+    }
+}
+
+/// Whether floats that are exact in bf16 are multiplied in pairs.
+fn pairs(level: Level, s: &Shape, m: usize) -> bool {
+    // In registers int8 becomes f32 sooner than bf16.
+    level == Level::Avx512Bf16 && chunked(&s.weight, s.k) && (s.weight.format != Format::Int8 || m > few::ROWS)
+}
+
+fn run_fp8<F: Fp8>(cx: &Cx, args: &Args, s: Shape, act: Activation, dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 => multiply_fp8::<F, f32>(cx, args, s, act),
+        DType::BF16 => multiply_fp8::<F, bf16>(cx, args, s, act),
+        _ => multiply_fp8::<F, f16>(cx, args, s, act),
+    }
+}
+
+fn multiply_fp8<F: Fp8, E: Element>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
+    if pairs(cx.level, &s, args.out().rows()) {
+        multiply::<PairsFp8<F, E>>(cx, args, s, act)
+    } else {
+        multiply::<WidenedFp8<F, E>>(cx, args, s, act)
+    }
+}
+
+fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
+    let (x, out) = (args.view(0), args.out());
+    let packed = Packed::new(cx.level, &s, args.view(1).ptr, args.i32(7) != 0, P::STEP == 2);
+    let g = Gemm {
+        m: out.rows(),
+        n: s.n,
+        k: s.k,
+        a: x.ptr,
+        a_row: x.row_stride().unwrap_or(0),
+        a_column: 1,
+        b: packed.codes,
+        b_panel: panel(cx.level) * s.k.next_multiple_of(64) * s.weight.bits() / 8,
+        blocks: Some(&packed),
+        alpha: 1.0,
+        column_scale: if packed.by_column() { packed.scales } else { std::ptr::null() },
+        row_scale: (s.rows != Rows::None).then(|| rows_scale(s.k)),
+        groups: Groups {
+            scales: packed.scales,
+            distance: s.weight.groups(s.k) * panel(cx.level),
+            steps: s.weight.group / P::STEP,
+            first: 0,
+        },
+        zeros: Zeros::None,
+        bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
+        act,
+        gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
+        residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
+        out,
+    };
+    if g.m <= few::ROWS && chunked(&s.weight, s.k) {
+        return few::few::<P>(cx, &g, &packed);
+    }
+    let variant = args.params[9];
+    if packed.pairs && !packed.by_column() { gemm::<Grouped<P>>(cx, &g, variant) } else { gemm::<P>(cx, &g, variant) }
+}
+
+/// Stored codes, scales and zero points to panels.
+pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
+    let (codes, scale, zero, out) = (args.view(0), args.view(1), args.optional(2), args.out());
+    linear::aligned(&out, DType::F32)?;
+    let width = panel(cx.level);
+    let known = s.weight.groups(s.k);
+    let groups = known.max(1);
+    let columns = s.k.next_multiple_of(64);
+    let bytes = CHUNK * width * s.weight.bits() / 8;
+    let scales = View { dtype: DType::F32, ptr: out.ptr.wrapping_add(codes_bytes(s)), ..out };
+    cx.pool.run(s.n.next_multiple_of(64) / width, &|panel, _| {
+        let (codes, scales, out) = (&codes, &scales, &out);
+        let mut places = [[0u8; 32]; CHUNK];
+        for c in 0..columns / CHUNK {
+            for column in 0..width {
+                let row = panel * width + column;
+                let mut chunk = [0; CHUNK];
+                if row < s.n {
+                    unsafe { stored_chunk(s, codes.ptr.add(row * codes.strides[0]), c, &mut chunk) };
+                }
+                for (place, code) in places.iter_mut().zip(chunk) {
+                    place[column] = code;
+                }
+            }
+            let chunk = unsafe {
+                let at = (panel * (columns / CHUNK) + c) * bytes;
+                std::slice::from_raw_parts_mut(out.ptr.add(at), bytes)
+            };
+            pack_chunk(&s.weight, &places, width, chunk);
+        }
+        for (group, column) in (0..groups).flat_map(|group| (0..width).map(move |column| (group, column))) {
+            let row = panel * width + column;
+            let at = (panel * groups + group) * width + column;
+            let from = row * known + group;
+            let inside = row < s.n && group < known;
+            unsafe {
+                scales.set(at, if inside { scale.get(from) } else { 0.0 });
+                let zero = zero.filter(|_| inside).map_or(0.0, |zero| zero.get(from));
+                scales.set(scales_len(s) + at, zero);
+            }
+        }
+    })
+}
+
+/// The codes of a chunk of a stored row, zeros beyond K.
+unsafe fn stored_chunk(s: &Shape, row: *const u8, chunk: usize, to: &mut [u8; CHUNK]) {
+    let bits = s.weight.bits();
+    // A chunk of any width starts with a byte.
+    let first = chunk * CHUNK * bits / 8;
+    let mut bytes = [0u8; CHUNK + 8];
+    let known = (CHUNK * bits / 8).min(s.weight.row_bytes(s.k).saturating_sub(first));
+    unsafe { std::ptr::copy_nonoverlapping(row.wrapping_add(first), bytes.as_mut_ptr(), known) };
+    for (i, code) in to.iter_mut().enumerate() {
+        if chunk * CHUNK + i < s.k {
+            let at = i * bits;
+            let window = u16::from_le_bytes([bytes[at / 8], bytes[at / 8 + 1]]);
+            *code = (window >> (at % 8)) as u8 & (0xff >> (8 - bits));
+        }
+    }
+}
+
+/// The codes of a chunk, place by place, to its planes.
+fn pack_chunk(weight: &Weight, places: &[[u8; 32]; CHUNK], width: usize, to: &mut [u8]) {
+    if weight.format == Format::Int8 {
+        for (to, place) in to.chunks_exact_mut(width).zip(places) {
+            to.copy_from_slice(&place[..width]);
+        }
+        return;
+    }
+    let (mut low, mut rest) = (0, to);
+    for &bits in planes(weight.bits()) {
+        let (plane, after) = std::mem::take(&mut rest).split_at_mut(4 * bits * width);
+        let steps = 16 / bits;
+        for (register, to) in plane.chunks_exact_mut(4 * width).enumerate() {
+            let mut lanes = [0u32; 32];
+            for i in 0..steps {
+                let step = register * steps + i;
+                for (half, place) in [(0, &places[2 * step]), (16, &places[2 * step + 1])] {
+                    for (lane, &code) in lanes.iter_mut().zip(place) {
+                        *lane |= (code as u32 >> low & ((1 << bits) - 1)) << (half + i * bits);
+                    }
+                }
+            }
+            for (to, lane) in to.chunks_exact_mut(4).zip(lanes) {
+                to.copy_from_slice(&lane.to_le_bytes());
+            }
+        }
+        low += bits;
+        rest = after;
+    }
+}

@@ -1,0 +1,24 @@
+#!/usr/bin/env -S deno run --no-prompt --allow-read --allow-write --allow-ffi=kernels/target/release --allow-env=DENOISE_AUTOTUNE,DENOISE_AUTOTUNE_PATH,DENOISE_CACHE,DENOISE_DUMP,DENOISE_LEVEL,DENOISE_LIBRARY,HOME,LOCALAPPDATA,XDG_CACHE_HOME
+/** Chooses kernels by measurement and prints what was tried: `recipes/autotune.ts [SCHEME]`. */
+
+import { compile, FluxPipeline, formatSeconds, formatTable, quantize } from "../mod.ts";
+
+// Load, and quantize where that is wanted.
+const pipe = await FluxPipeline.load("models/shapes-flux");
+const [scheme] = Deno.args;
+if (scheme) quantize(pipe.transformer, scheme);
+
+// Compile. What no run has measured on this machine is measured now, and remembered.
+const run = { height: 128, width: 128, numInferenceSteps: 20, maxSequenceLength: 32 };
+const compiled = await compile(pipe, { mode: "max-autotune", vae: true, runs: [run] });
+
+// One row a problem, its variants' microseconds beside each other; the chosen one in brackets.
+const rows = Map.groupBy(compiled.tried, ({ problem }) => problem).entries().map(([problem, tried]) => ({
+  problem,
+  ...Object.fromEntries(tried.map(({ variant, microseconds, chosen }) => {
+    const time = microseconds.toFixed(1);
+    return [`variant ${variant}`, chosen ? `[${time}]` : time];
+  })),
+}));
+console.log(formatTable([...rows]));
+console.log(`${compiled.measured} problems measured in ${formatSeconds(compiled.milliseconds / 1000)}`);
