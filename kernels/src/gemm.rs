@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Steps of K in a block: a panel's block takes 32 KB of four-byte lanes in AVX-512.
 pub const BLOCK: usize = 256;
+/// Steps that are decoded at a time for a single tile.
+pub const PART: usize = 64;
 /// The distance between staged rows: an odd number of cache lines, so that the rows of a tile spread over all sets.
 const ROW: usize = BLOCK + 16;
 /// Staged rows that may stay for all of K, in four-byte units: most of a second-level cache.
@@ -67,6 +69,10 @@ pub trait Product: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
         unsafe { S::add(a, b) }
+    }
+    /// The most rows in a tile: two accumulators each, beside two vectors of B and one of A.
+    fn rows(registers: usize) -> usize {
+        (registers - 4) / 2
     }
     /// A sum as a float.
     ///
@@ -324,9 +330,13 @@ impl<P: Product> Product for Grouped<P> {
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
         unsafe { P::mac::<S>(acc, a, b) }
     }
+    /// Each with two sums of all groups besides.
+    fn rows(registers: usize) -> usize {
+        (registers - 4) / 4
+    }
     #[inline(always)]
     unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
-        unsafe { accumulate_groups::<S, P, R, U>(t) }
+        unsafe { accumulate_groups::<S, P, R>(t) }
     }
     #[inline(always)]
     unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32) {
@@ -339,7 +349,7 @@ pub trait Blocks: Sync {
     /// Writes `steps` steps of a panel, from step `first` on, as the product's B.
     ///
     /// # Safety
-    /// `first` is a multiple of `BLOCK`, and `to` has room for as many steps.
+    /// `first` is a multiple of `PART`, and `to` has room for `BLOCK` steps.
     unsafe fn decode(&self, panel: usize, first: usize, steps: usize, to: *mut u8);
 }
 
@@ -349,11 +359,6 @@ pub fn panel(level: Level) -> usize {
         Level::Avx512 | Level::Avx512Bf16 => 32,
         _ => 16,
     }
-}
-
-/// The most rows in a tile: two accumulators each, beside two vectors of B and one of A.
-const fn tile_rows(registers: usize) -> usize {
-    (registers - 4) / 2
 }
 
 /// One multiply: out (M, N) = residual + gate * act(scale * A B + bias).
@@ -581,7 +586,7 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
         let steps = g.k.div_ceil(step);
         let blocks = steps.div_ceil(BLOCK).max(1);
         // Tiles of nearly equal rows.
-        let tiles = region.rows.div_ceil(tile_rows(S::REGISTERS));
+        let tiles = region.rows.div_ceil(P::Tiles::rows(S::REGISTERS));
         if !region.staged {
             row_offsets(g, region.row, region.rows, offsets);
         }
@@ -598,30 +603,41 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
                 }
             }
             let last = block + 1 == blocks;
+            // What is decoded for one tile stays in the first-level cache; for many, longer parts cost fewer sums.
+            let part = if g.blocks.is_some() && tiles == 1 { PART } else { BLOCK };
             for p in 0..panels {
                 let column = region.column + p * panel;
-                let (b, next) = if let Some(blocks) = g.blocks {
-                    blocks.decode(column / panel, first, count, decoded);
-                    (decoded as *const u8, decoded as *const u8)
-                } else {
-                    let b = g.b.add((column / panel) * g.b_panel + first * panel * P::BYTES);
-                    // The block after this one, which the first tile fetches into the second-level cache.
-                    (b, if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b })
-                };
-                let groups = g.groups.panel(column, panel, first);
-                let mut row = 0;
-                for t in 0..tiles {
-                    let end = (t + 1) * region.rows / tiles;
-                    let rows = end - row;
-                    let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
-                    let ahead = if t == 0 { next } else { b };
-                    let a = stage.add(row * ROW);
-                    let t = Tile { a, b, steps: count, sums: sum, add: block > 0, ahead, groups };
-                    tile::<P::Tiles>(level, rows, t);
-                    if last {
-                        finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
+                for done in (0..count.max(1)).step_by(part) {
+                    let first = first + done;
+                    let count = part.min(count - done);
+                    let groups = g.groups.panel(column, panel, first);
+                    let stored = g.b.wrapping_add((column / panel) * g.b_panel);
+                    let mut b = stored.wrapping_add(first * panel * P::BYTES);
+                    // The next panel's part, which is fetched into the second-level cache meanwhile.
+                    let (mut next, mut share) = (if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b }, 0);
+                    if let Some(blocks) = g.blocks {
+                        blocks.decode(column / panel, first, count, decoded);
+                        b = decoded;
+                        next = stored.wrapping_add(g.b_panel + g.b_panel * first / steps.max(1));
+                        share = (g.b_panel * count / steps.max(1)).div_ceil(tiles);
                     }
-                    row = end;
+                    let mut row = 0;
+                    for t in 0..tiles {
+                        let end = (t + 1) * region.rows / tiles;
+                        let rows = end - row;
+                        let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
+                        for line in (0..share).step_by(64) {
+                            prefetch(next.wrapping_add(t * share + line));
+                        }
+                        let ahead = if t == 0 && share == 0 { next } else { b };
+                        let a = stage.add(row * ROW + done);
+                        let add = block > 0 || done > 0;
+                        tile::<P::Tiles>(level, rows, Tile { a, b, steps: count, sums: sum, add, ahead, groups });
+                        if last && first + count == steps {
+                            finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
+                        }
+                        row = end;
+                    }
                 }
             }
         }
@@ -713,7 +729,7 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
 unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
-    if R > tile_rows(S::REGISTERS) {
+    if R > P::rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
     let Tile { a, b, steps, sums, add, ahead, .. } = t;
@@ -767,50 +783,51 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     }
 }
 
-/// Sums (R, panel) in f32 of scaled sums by group. A group's steps are a multiple of U, and of what ends a block.
+/// Sums (R, panel) in f32 of scaled sums by group.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
-unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
-    if R > tile_rows(S::REGISTERS) {
+unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize>(t: Tile) {
+    if R > Grouped::<P>::rows(S::REGISTERS) {
         unreachable!("tiles have at most so many rows as registers allow");
     }
     let Tile { a, b, steps, sums, add, groups, .. } = t;
     unsafe {
         let zero = S::splat(0.0);
-        if !add {
-            for i in 0..2 * R {
-                S::store(sums.add(i * S::LANES), zero);
+        let mut total = [[zero; 2]; R];
+        if add {
+            for r in 0..R {
+                for v in 0..2 {
+                    total[r][v] = S::load(sums.add((r * 2 + v) * S::LANES));
+                }
             }
         }
         let vector = S::LANES * P::BYTES;
+        let mut group = groups.first / groups.steps;
         let mut s = 0;
         while s < steps {
-            let group = (groups.first + s) / groups.steps;
             let end = ((group + 1) * groups.steps - groups.first).min(steps);
-            let mut acc = [[[zero; 2]; R]; U];
+            let mut acc = [[zero; 2]; R];
             while s < end {
-                for u in 0..U {
-                    let b = b.add((s + u) * 2 * vector);
-                    let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
-                    for r in 0..R {
-                        let x = S::splat(*a.add(r * ROW + s + u));
-                        acc[u][r][0] = P::mac::<S>(acc[u][r][0], x, b0);
-                        acc[u][r][1] = P::mac::<S>(acc[u][r][1], x, b1);
-                    }
+                let at = s * 2 * vector;
+                let (b0, b1) = (P::load::<S>(b.add(at)), P::load::<S>(b.add(at + vector)));
+                for r in 0..R {
+                    let x = S::splat(*a.add(r * ROW + s));
+                    acc[r][0] = P::mac::<S>(acc[r][0], x, b0);
+                    acc[r][1] = P::mac::<S>(acc[r][1], x, b1);
                 }
-                s += U;
+                s += 1;
             }
-            let scales = groups.scales.add(group * 2 * S::LANES);
-            let scales = [S::load(scales), S::load(scales.add(S::LANES))];
-            for r in 0..R {
-                for v in 0..2 {
-                    let mut sum = acc[0][r][v];
-                    for more in acc.iter().skip(1) {
-                        sum = P::add::<S>(sum, more[r][v]);
-                    }
-                    let to = sums.add((r * 2 + v) * S::LANES);
-                    S::store(to, S::fma(P::float::<S>(sum), scales[v], S::load(to)));
+            for v in 0..2 {
+                let scale = S::load(groups.scales.add((group * 2 + v) * S::LANES));
+                for r in 0..R {
+                    total[r][v] = S::fma(P::float::<S>(acc[r][v]), scale, total[r][v]);
                 }
+            }
+            group += 1;
+        }
+        for r in 0..R {
+            for v in 0..2 {
+                S::store(sums.add((r * 2 + v) * S::LANES), total[r][v]);
             }
         }
     }

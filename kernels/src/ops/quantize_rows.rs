@@ -213,7 +213,10 @@ unsafe fn quantize_row_on<S: Simd, E: Element>(x: *const E, k: usize, kind: RowK
 #[inline(always)]
 pub(super) unsafe fn quantize_widened<S: Simd>(row: *const f32, k: usize, kind: RowKind, to: *mut u8) {
     unsafe {
-        let (low, high) = kind.amax.map_or_else(|| range::<S>(row, k), |amax| (0.0, amax));
+        let (low, high) = match kind.amax {
+            Some(amax) => (0.0, amax),
+            None => range::<S>(row, k),
+        };
         let affine = affine(kind.rows, kind.dtype, low, high);
         if affine.scale.is_nan() {
             std::ptr::write_bytes(to, 0, k);
@@ -248,10 +251,13 @@ unsafe fn range<S: Simd>(row: *const f32, k: usize) -> (f32, f32) {
                 finite[part] = S::fma(v, zero, finite[part]);
             }
         }
-        let all = |v: [S::V; 4], f: unsafe fn(S::V, S::V) -> S::V| f(f(v[0], v[1]), f(v[2], v[3]));
-        let low = -S::max_lane(S::sub(zero, all(low, S::min)));
-        let finite = S::sum(all(finite, S::add));
-        (low + finite, S::max_lane(all(high, S::max)) + finite)
+        for part in 1..4 {
+            low[0] = S::min(low[part], low[0]);
+            high[0] = S::max(high[part], high[0]);
+            finite[0] = S::add(finite[part], finite[0]);
+        }
+        let (low, finite) = (-S::max_lane(S::sub(zero, low[0])), S::sum(finite[0]));
+        (low + finite, S::max_lane(high[0]) + finite)
     }
 }
 

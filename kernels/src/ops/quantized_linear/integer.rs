@@ -255,14 +255,13 @@ unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
                 if layout.groups > 1 {
                     end = ((index + 1) * group - first).min(steps);
                 }
-                for (i, less) in less.iter_mut().enumerate() {
-                    let column = i / (W / P);
+                for (column, less) in less.chunks_exact_mut(W / P).enumerate() {
                     let zero = if layout.groups > 1 {
                         *layout.zeros(panel, index).add(column)
                     } else {
                         layout.sums().add(panel * P + column).read_unaligned() as i8
                     };
-                    *less = T::from(zero.wrapping_add(8));
+                    less.fill(T::from(zero.wrapping_add(8)));
                 }
             }
             let from = layout.panel(panel, first + s);
