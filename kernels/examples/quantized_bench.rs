@@ -117,7 +117,7 @@ fn main() {
         let quantizing = least(threads, &cx, Op::QuantizeRows, &quantize, &[rows as u32]);
         let dtype = if format == Format::Int8 { DType::I8 } else { DType::U8 };
         let (_c, codes) = tensor(dtype, &[n, weight.row_bytes(k)]);
-        (0..codes.len()).for_each(|i| unsafe { *codes.ptr.add(i) = (i * 2_654_435_761 >> 13) as u8 });
+        (0..codes.len()).for_each(|i| unsafe { *codes.ptr.add(i) = ((i * 2_654_435_761) >> 13) as u8 });
         let (_s, scale) = tensor(DType::F32, &[n, k / group]);
         (0..scale.len()).for_each(|i| unsafe { scale.set(i, 0.01) });
         let bytes = weight.packed_bytes(n, k).unwrap();
