@@ -15,6 +15,7 @@ import { formatTable, ProgressBar } from "../lib/media/progress.ts";
 import { AUTOQUANT } from "../lib/pipelines/optimize.ts";
 import { schemeOf, SCHEMES } from "../lib/quantize/schemes.ts";
 import type { Outcome, Task } from "./inference_run.ts";
+import { replaceFile } from "../lib/tensor/output.ts";
 import { describeMachine } from "./machine.ts";
 import {
   type Axes,
@@ -25,7 +26,6 @@ import {
   nameOf,
   NONE,
   readRuns,
-  replaceFile,
   type Row,
   type Runs,
   type Settings,

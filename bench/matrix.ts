@@ -5,6 +5,7 @@
  */
 
 import { stringify } from "npm:csv-stringify@6.9.0/sync";
+import { replaceFile } from "../lib/tensor/output.ts";
 
 /** What is run. The names are the columns of the files. */
 export interface Configuration {
@@ -193,21 +194,4 @@ export async function readRuns(path: string): Promise<Runs | undefined> {
 export async function writeRuns(folder: string, runs: Runs): Promise<void> {
   await replaceFile(`${folder}/runs.json`, `${JSON.stringify(runs, null, 2)}\n`);
   await replaceFile(`${folder}/runs.csv`, toCsv(runs.rows));
-}
-
-/**
- * Writes a file beside its place and renames it, so that it is there whole or as it was.
- *
- * @param path The file
- * @param text What it holds
- */
-export async function replaceFile(path: string, text: string): Promise<void> {
-  const beside = `${path}.${crypto.randomUUID().slice(0, 8)}.part`;
-  try {
-    await Deno.writeTextFile(beside, text);
-    await Deno.rename(beside, path);
-  } catch (error) {
-    await Deno.remove(beside).catch(() => {}); // it may not have come to be
-    throw error;
-  }
 }

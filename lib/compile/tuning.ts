@@ -7,7 +7,8 @@
  * @module
  */
 
-import { basename, dirname, join } from "node:path";
+import { dirname } from "node:path";
+import { replaceFile } from "../tensor/output.ts";
 
 /** What was measured of a problem. */
 export interface Tuning {
@@ -91,14 +92,7 @@ export class TuningFile {
       [machine, section],
     ) => [machine, Object.fromEntries(section)]);
     const text = JSON.stringify({ denoise_tuning: FORMAT, machines: Object.fromEntries(kept) }, null, 1);
-    const partial = join(dirname(path), `.${basename(path)}.${crypto.randomUUID().slice(0, 8)}.partial`);
-    try {
-      await Deno.writeTextFile(partial, `${text}\n`, { createNew: true });
-      await Deno.rename(partial, path);
-    } catch (error) {
-      await Deno.remove(partial).catch(() => {}); // the failure that led here is the one to tell
-      throw error;
-    }
+    await replaceFile(path, `${text}\n`);
     for (const [problem, tuning] of this.#added) this.#known.set(problem, tuning);
     this.#added.clear();
   }

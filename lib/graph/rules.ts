@@ -308,12 +308,12 @@ export const GATHER_WEIGHTS: readonly Rule[] = [
 
 /** Whether two nodes are weights that are quantized in the same way. */
 function sameFormat(a: Node, b: Node): boolean {
-  return a.op === "dequantize" && b.op === "dequantize" && !a.inputs[2] === !b.inputs[2] &&
-    formatKey(a) === formatKey(b);
+  return a.op === "dequantize" && b.op === "dequantize" && formatKey(a) === formatKey(b);
 }
 
-const formatKey = ({ params }: Node) =>
-  [params.k, params.format, params.ebits, params.mbits, params.group, params.dtype].join();
+/** What tells the ways apart in which weights are quantized. */
+const formatKey = ({ params, inputs }: Node) =>
+  [params.k, params.format, params.ebits, params.mbits, params.group, params.dtype, inputs[2] !== null].join();
 
 /**
  * What quantized weights lower to: the layer that reads them packed, its input quantized where the layer asks for it.
@@ -471,7 +471,7 @@ export function joinLinears(linears: readonly Node[], g: Pick<Rewriter, "make">)
   for (const n of linears) {
     const [x, weight, bias] = [input(n), input(n, 1), n.inputs[2]];
     if (weight.rate > 0 || (bias?.rate ?? 0) > 0 || hasEpilogue(n) || n.params.act !== "none") continue;
-    const format = weight.op === "dequantize" ? `${formatKey(weight)},${weight.inputs[2] ? 1 : 0}` : weight.dtype;
+    const format = weight.op === "dequantize" ? formatKey(weight) : weight.dtype;
     const key = [x.id, format, bias?.dtype, n.params.rows, n.params.perTensor].join();
     groups.set(key, [...(groups.get(key) ?? []), n]);
   }

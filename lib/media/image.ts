@@ -6,6 +6,7 @@
 
 import { DenoiseError, OutputError } from "../errors.ts";
 import { channelsOf, decodePng, encodePng, type Pixels } from "./png.ts";
+import { messageOf } from "../tensor/output.ts";
 
 /** What {@linkcode Image} is made from. */
 export interface ImageInit extends Pixels {
@@ -324,8 +325,4 @@ function toRgba(image: Image): Uint8Array {
   const out = new Uint8Array(image.width * image.height * 4).fill(255);
   for (let i = 0, o = 0; i < image.data.length; i += 3, o += 4) out.set(image.data.subarray(i, i + 3), o);
   return out;
-}
-
-function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
 }

@@ -6,6 +6,7 @@
  */
 
 import { DenoiseError, HubError, OutputError } from "../errors.ts";
+import { messageOf } from "../tensor/output.ts";
 
 /** Whom to ask, how long to wait. */
 export interface ConnectionOptions {
@@ -376,16 +377,6 @@ export async function writing<T>(path: string, write: () => Promise<T>): Promise
       : "check the folder's permissions and the space left, or set DENOISE_CACHE to another folder";
     throw new OutputError(`Cannot write ${path}: ${messageOf(cause)}; ${remedy}`, { file: path, cause });
   }
-}
-
-/**
- * The message of anything thrown.
- *
- * @param cause What was thrown
- * @returns Its message
- */
-export function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
 }
 
 /**

@@ -9,7 +9,8 @@
  */
 
 import { CheckpointError, ConfigError, HubError } from "../errors.ts";
-import { Connection, messageOf, sleep, StatusError, writing } from "./download.ts";
+import { messageOf } from "../tensor/output.ts";
+import { Connection, sleep, StatusError, writing } from "./download.ts";
 import { findCacheFolder } from "../tensor/cache.ts";
 
 /** How far a download is. */

@@ -7,6 +7,7 @@
 import { CheckpointError, ConfigError } from "../errors.ts";
 import { finishUpdate } from "../tensor/folder_update.ts";
 import type { Tokenizer } from "./tokenizer.ts";
+import { messageOf } from "../tensor/output.ts";
 
 /** What a seed may be: an integer from -2^63 to 2^64 - 1. */
 export type Seed = number | bigint;
@@ -198,8 +199,4 @@ export function randomSeed(): number {
 function describe(value: unknown): string {
   if (Array.isArray(value)) return value.length === 0 ? "an empty list" : "a list with something else than strings";
   return value === null ? "null" : `of type ${typeof value}`;
-}
-
-function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
 }

@@ -8,6 +8,7 @@
 import type { Tokenizer as Backend } from "npm:@huggingface/tokenizers@0.2.0";
 import { ConfigError } from "../errors.ts";
 import { Charsmap } from "./charsmap.ts";
+import { messageOf } from "../tensor/output.ts";
 
 /** What a text became. */
 export interface Encoding {
@@ -419,8 +420,4 @@ function broken(file: string, what: string, details: { key?: string; cause?: unk
 
 function isObject(value: unknown): value is Json {
   return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
 }

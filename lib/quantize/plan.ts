@@ -10,7 +10,7 @@ import type { FloatDtype } from "../graph/dtypes.ts";
 import { ACTIVATION, type ActivationKind } from "../graph/schema.ts";
 import type { Module, Parameter } from "../nn/module.ts";
 import { Model } from "../nn/module.ts";
-import { partialPath, writing } from "../tensor/output.ts";
+import { replaceFile, writing } from "../tensor/output.ts";
 import type { QuantizedTensor } from "../tensor/quantized.ts";
 import {
   prepareLayer,
@@ -189,14 +189,7 @@ export class QuantizationPlan {
    * @throws {OutputError} If it cannot be written
    */
   async save(path: string): Promise<void> {
-    const partial = partialPath(path);
-    try {
-      await writing(path, () => Deno.writeTextFile(partial, this.text(), { createNew: true }));
-      await writing(path, () => Deno.rename(partial, path));
-    } catch (error) {
-      await Deno.remove(partial).catch(() => {}); // the failure that led here is the one to report
-      throw error;
-    }
+    await writing(path, () => replaceFile(path, this.text()));
   }
 
   /**

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { FloatDtype } from "../graph/dtypes.ts";
+import { byteSize, type FloatDtype } from "../graph/dtypes.ts";
 import type { Node } from "../graph/node.ts";
 import { refusal } from "../graph/quantized.ts";
 import { sizeOf } from "../graph/ops.ts";
@@ -213,7 +213,7 @@ export function prepareLayer(
   if (reason) return reason;
   const dtype = options.dtype ?? weight.tensor.dtype as FloatDtype;
   const value = QuantizedTensor.quantize(weight.tensor, { scheme: scheme.name, quantization, dtype });
-  const bytesBefore = sizeOf(weight.shape) * (weight.tensor.dtype === "f32" ? 4 : 2);
+  const bytesBefore = sizeOf(weight.shape) * byteSize(weight.tensor.dtype);
   return { report: { name, scheme: scheme.name, bytesBefore, bytes: value.byteLength }, value };
 }
 

@@ -10,7 +10,7 @@
 
 import { basename, dirname, join } from "node:path";
 import { CheckpointError } from "../errors.ts";
-import { PARTIAL, partialPath, writeFully, writing } from "./output.ts";
+import { messageOf, PARTIAL, partialPath, writeFully, writing } from "./output.ts";
 import { fileStamp, stageSafetensors, type TensorToWrite, type WriteSafetensorsOptions } from "./safetensors.ts";
 
 /** The journal's name. */
@@ -235,8 +235,4 @@ async function syncFolder(folder: string): Promise<void> {
   } catch {
     // A promise that this system does not give.
   }
-}
-
-function messageOf(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
 }

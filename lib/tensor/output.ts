@@ -32,13 +32,39 @@ export async function writing<T>(path: string, write: () => Promise<T>): Promise
   try {
     return await write();
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
     const remedy = cause instanceof Deno.errors.NotFound
       ? "make its folder first"
       : cause instanceof Deno.errors.NotCapable
       ? "run with --allow-write for its folder"
       : "check the folder's permissions and the space left";
-    throw new OutputError(`Cannot write ${path}: ${reason}; ${remedy}`, { file: path, cause });
+    throw new OutputError(`Cannot write ${path}: ${messageOf(cause)}; ${remedy}`, { file: path, cause });
+  }
+}
+
+/**
+ * What something that was thrown says.
+ *
+ * @param cause What was thrown.
+ * @returns Its message.
+ */
+export function messageOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}
+
+/**
+ * Writes a file beside its place and renames it, so that it is there whole or as it was.
+ *
+ * @param path The file.
+ * @param text What it holds.
+ */
+export async function replaceFile(path: string, text: string): Promise<void> {
+  const partial = partialPath(path);
+  try {
+    await Deno.writeTextFile(partial, text, { createNew: true });
+    await Deno.rename(partial, path);
+  } catch (error) {
+    await Deno.remove(partial).catch(() => {}); // the failure that led here is the one to tell
+    throw error;
   }
 }
 

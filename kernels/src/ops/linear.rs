@@ -84,18 +84,31 @@ fn check(args: &Args) -> Result<()> {
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
-    let (x, weight, out) = (args.view(0), args.view(1), args.out());
+    let x = args.view(0);
     let (n, k, act) = params(args)?;
-    aligned(&weight, x.dtype)?;
-    let g = Gemm {
+    aligned(&args.view(1), x.dtype)?;
+    let b_panel = panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size();
+    let g = Gemm { b_panel, ..multiply_of(args, n, k, act) };
+    match x.dtype {
+        DType::F32 => gemm::<Stored<f32>>(cx, &g, args.params[3]),
+        DType::BF16 if pairs(cx.level) => gemm::<Pairs>(cx, &g, args.params[3]),
+        DType::BF16 => gemm::<Stored<bf16>>(cx, &g, args.params[3]),
+        _ => gemm::<Stored<f16>>(cx, &g, args.params[3]),
+    }
+}
+
+/// The multiply of a layer of n outputs and k inputs, with nothing known of how its weight is packed and scaled.
+pub(super) fn multiply_of<'a>(args: &Args, n: usize, k: usize, act: Activation) -> Gemm<'a> {
+    let (x, out) = (args.view(0), args.out());
+    Gemm {
         m: out.rows(),
         n,
         k,
         a: x.ptr,
         a_row: x.row_stride().unwrap_or(0),
         a_column: 1,
-        b: weight.ptr,
-        b_panel: panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size(),
+        b: args.view(1).ptr,
+        b_panel: 0,
         blocks: None,
         alpha: 1.0,
         column_scale: std::ptr::null(),
@@ -107,12 +120,6 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
         gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
         residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
         out,
-    };
-    match x.dtype {
-        DType::F32 => gemm::<Stored<f32>>(cx, &g, args.params[3]),
-        DType::BF16 if pairs(cx.level) => gemm::<Pairs>(cx, &g, args.params[3]),
-        DType::BF16 => gemm::<Stored<bf16>>(cx, &g, args.params[3]),
-        _ => gemm::<Stored<f16>>(cx, &g, args.params[3]),
     }
 }
 

@@ -8,7 +8,7 @@
 use super::*;
 use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Fp8, Int4, Int8, Small, Table, pieces};
 use crate::dispatch;
-use crate::gemm::{Blocks, Gemm, Grouped, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, Zeros, gemm, panel};
+use crate::gemm::{Blocks, Gemm, Grouped, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, gemm, panel};
 use crate::simd::Element;
 use half::{bf16, f16};
 
@@ -265,19 +265,11 @@ fn multiply_fp8<F: Fp8, E: Element>(cx: &Cx, args: &Args, s: Shape, act: Activat
 }
 
 fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
     let packed = Packed::new(cx.level, &s, args.view(1).ptr, args.i32(7) != 0, P::STEP == 2);
     let g = Gemm {
-        m: out.rows(),
-        n: s.n,
-        k: s.k,
-        a: x.ptr,
-        a_row: x.row_stride().unwrap_or(0),
-        a_column: 1,
         b: packed.codes,
         b_panel: panel(cx.level) * s.k.next_multiple_of(64) * s.weight.bits() / 8,
         blocks: Some(&packed),
-        alpha: 1.0,
         column_scale: if packed.by_column() { packed.scales } else { std::ptr::null() },
         row_scale: (s.rows != Rows::None).then(|| rows_scale(s.k)),
         groups: Groups {
@@ -286,12 +278,7 @@ fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Resu
             steps: s.weight.group / P::STEP,
             first: 0,
         },
-        zeros: Zeros::None,
-        bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
-        act,
-        gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
-        residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
-        out,
+        ..linear::multiply_of(args, s.n, s.k, act)
     };
     if g.m <= few::ROWS && chunked(&s.weight, s.k) {
         return few::few::<P>(cx, &g, &packed);

@@ -100,21 +100,12 @@ impl Layout {
 
 /// `quantized_linear` of int8 rows.
 pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
-    let (x, weight, out) = (args.view(0), args.view(1), args.out());
-    let layout = Layout::new(cx.level, s, args.params[7] != 0, &weight);
+    let layout = Layout::new(cx.level, s, args.params[7] != 0, &args.view(1));
     let shift = if cx.level == Level::Avx512Bf16 { VNNI_SHIFT } else { 0 };
     let grouped = layout.groups > 1;
     let g = Gemm {
-        m: out.rows(),
-        n: s.n,
-        k: s.k,
-        a: x.ptr,
-        a_row: x.row_stride().unwrap_or(0),
-        a_column: 1,
-        b: weight.ptr,
         b_panel: layout.panel_codes,
         blocks: if layout.is_plain() { None } else { Some(&layout) },
-        alpha: 1.0,
         column_scale: if grouped { std::ptr::null() } else { layout.scales() },
         row_scale: Some(rows_scale(s.k)),
         groups: Groups {
@@ -128,13 +119,9 @@ pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()>
         } else {
             Zeros::Integers(layout.sums(), shift)
         },
-        bias: args.optional(2).map_or(std::ptr::null(), |bias| bias.ptr as *const f32),
-        act,
-        gate: args.optional(3).and_then(|view| view.broadcast(out.shape())),
-        residual: args.optional(4).and_then(|view| view.broadcast(out.shape())),
-        out,
+        ..super::linear::multiply_of(args, s.n, s.k, act)
     };
-    match (out.dtype, grouped) {
+    match (g.out.dtype, grouped) {
         (DType::F32, false) => gemm::<Integers<f32>>(cx, &g, args.params[9]),
         (DType::BF16, false) => gemm::<Integers<bf16>>(cx, &g, args.params[9]),
         (_, false) => gemm::<Integers<f16>>(cx, &g, args.params[9]),
