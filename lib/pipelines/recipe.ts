@@ -11,8 +11,9 @@ import { formatBytes, formatSeconds, formatTable, ProgressBar } from "../media/p
 import { show } from "../media/terminal.ts";
 import { schemeOf } from "../quantize/schemes.ts";
 import { AUTOQUANT, type Optimizations, optimize, type OptimizeReport } from "./optimize.ts";
-import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep, MemoryPlan } from "./flux.ts";
+import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep } from "./flux.ts";
 import type { Seed } from "./pipeline.ts";
+import type { MemoryPlan } from "./run.ts";
 
 /** The flags of `recipes/inference.ts`, read and checked. */
 export interface InferenceFlags {
