@@ -37,6 +37,7 @@ import {
 } from "./flux_functions.ts";
 import { resolveModel } from "./hub.ts";
 import { checkLoadOptions, hubOptions, openPipeline, type PipelineKind, type PipelineLoadOptions } from "./load.ts";
+import { type MemoryPlan, memoryPlan, placeholder, type Use, useOf } from "./memory.ts";
 import { Noise, seedsOf } from "./noise.ts";
 import {
   callable,
@@ -53,18 +54,7 @@ import {
   together,
   tokenize,
 } from "./pipeline.ts";
-import {
-  type MemoryPlan,
-  memoryPlan,
-  type PhaseSeconds,
-  placeholder,
-  prepared,
-  roundTo,
-  Stopwatch,
-  takeSteps,
-  type Use,
-  useOf,
-} from "./run.ts";
+import { type PhaseSeconds, prepared, roundTo, Stopwatch, takeSteps } from "./run.ts";
 import { savePipeline } from "./save.ts";
 import { encodeWithT5 } from "./text.ts";
 import { Tokenizer } from "./tokenizer.ts";
@@ -826,10 +816,9 @@ class Runner {
 
   /** What each model will need for a job. */
   plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
-    return memoryPlan(
-      this.#uses(this.#check(prompt, options)),
-      (part) => this.#functions.parameters(part as FluxPart),
-    );
+    return memoryPlan(this.#uses(this.#check(prompt, options)), {
+      parameters: (part) => this.#functions.parameters(part as FluxPart),
+    });
   }
 
   /** What a picture's file says: all that is needed to make it again, where words and seeds are enough for that. */

@@ -1,23 +1,16 @@
 /**
- * What running is for every pipeline: steps that are told one by one, seconds by phase, functions with the memory that
- * they take.
+ * What running is for every pipeline: steps that are told one by one, seconds by phase, values on
+ * their device.
  *
  * @module
  */
 
 import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
-import { leaf, RATE } from "../graph/node.ts";
 import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
 import type { Device } from "../tensor/device.ts";
-import type { CallOptions, CompiledFunction, CompiledInfo, Specialization } from "../tensor/function.ts";
 import { realize } from "../tensor/realize.ts";
-import { Tensor } from "../tensor/tensor.ts";
-
-/** The phases of a run, in their order. */
-export const PHASES = ["textEncoding", "denoising", "decoding"] as const;
-
-/** A phase of a run. */
-export type Phase = typeof PHASES[number];
+import type { Tensor } from "../tensor/tensor.ts";
+import type { Phase } from "./memory.ts";
 
 /** Seconds by phase. */
 export interface PhaseSeconds {
@@ -65,70 +58,6 @@ export async function takeSteps<S, R>(
     if (done) return value;
     await onStep?.(value);
   }
-}
-
-/** One call of a function: arguments of the shapes that it gets. */
-export interface Use {
-  /** The folder of the model in a checkpoint. */
-  readonly part: string;
-  /** The function's name. */
-  readonly name: string;
-  readonly inspect: () => CompiledInfo;
-  readonly prepare: (options: CallOptions) => Promise<Specialization>;
-}
-
-/**
- * A call of a function.
- *
- * @param part The model's folder
- * @param fn The function
- * @param inputs Arguments of its shapes
- * @param name Its name in a file
- * @returns The call
- */
-export function useOf<I, O>(part: string, fn: CompiledFunction<I, O>, inputs: I, name: string = fn.name): Use {
-  return { part, name, inspect: () => fn.inspect(inputs), prepare: (options) => fn.prepare(inputs, options) };
-}
-
-/** An argument that has a shape and no values. */
-export function placeholder(shape: readonly number[], dtype: Dtype): Tensor {
-  return new Tensor(leaf(shape, { dtype, rate: RATE.run }));
-}
-
-/** What one of a pipeline's models takes of the memory. */
-export interface ModelMemory {
-  /** The part: its folder's name. */
-  readonly part: string;
-  /** How many numbers it was trained on. */
-  readonly parameters: number;
-  /** The bytes of its weights as the kernels take them; they stay. */
-  readonly weightBytes: number;
-  /** The bytes that it works in while it runs. */
-  readonly workBytes: number;
-}
-
-/** What a run takes of the memory, besides Deno itself. */
-export interface MemoryPlan {
-  /** The models, in the order in which they run. */
-  readonly models: readonly ModelMemory[];
-  /** The bytes of all weights and of the largest work: models run one after another. */
-  readonly bytes: number;
-}
-
-/**
- * What functions need.
- *
- * @param uses The calls of a run
- * @param parameters How many numbers a part was trained on
- * @returns By model, and in all
- */
-export function memoryPlan(uses: readonly Use[], parameters: (part: string) => number): MemoryPlan {
-  const models = uses.map(({ part, inspect }) => {
-    const { weightBytes, arenaBytes } = inspect();
-    return { part, parameters: parameters(part), weightBytes, workBytes: arenaBytes };
-  });
-  const weights = models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
-  return { models, bytes: weights + Math.max(...models.map(({ workBytes }) => workBytes)) };
 }
 
 /**
