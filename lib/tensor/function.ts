@@ -6,10 +6,11 @@
 
 import { environment } from "../../ffi/environment.ts";
 import { NativeBuffer, NativeProgram, runProgram } from "../../ffi/native.ts";
-import { compileConstants, type Compiled, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
+import { compileConstants, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
 import { byteSize, type Dtype } from "../graph/dtypes.ts";
 import type { Instruction } from "../graph/lower.ts";
 import { leaf, type Node, RATE, topological } from "../graph/node.ts";
+import { sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { Device } from "./device.ts";
 import { fromSource } from "./source.ts";
@@ -42,6 +43,8 @@ export interface CompiledInfo {
   readonly arenaBytes: number;
   /** What it keeps between calls, in bytes: weights as the kernels take them. */
   readonly weightBytes: number;
+  /** Its arguments, what it keeps of those that seldom change, and its results, in bytes. */
+  readonly valueBytes: number;
   /** Milliseconds from the function's body to the program. */
   readonly milliseconds: number;
 }
@@ -233,6 +236,7 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
   }
   const recorded = Object.entries(fn(placeholders as I));
   const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name));
+  const { stages } = compiled;
   return {
     arguments: given,
     results: recorded.map(([result, { shape, dtype }], i) => ({
@@ -241,12 +245,28 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
       shape,
       dtype,
     })),
-    stages: compiled.stages,
-    info: infoOf(compiled, performance.now() - start),
+    stages,
+    info: infoOf(stages, { valueBytes: valueBytes(given, stages), milliseconds: performance.now() - start }),
   };
 }
 
-function infoOf({ stages }: Compiled, milliseconds: number): CompiledInfo {
+/**
+ * The bytes of what is there beside a function's work: arguments, and what its programs write.
+ *
+ * @param given The arguments.
+ * @param stages The programs; the first one's results are weights.
+ * @returns The bytes.
+ */
+export function valueBytes(given: readonly Port[], stages: readonly Stage[]): number {
+  const written = stages.slice(1).flatMap(({ buffers }) => buffers.filter(({ written }) => written));
+  return given.reduce((sum, { shape, dtype }) => sum + sizeOf(shape) * byteSize(dtype), 0) +
+    written.reduce((sum, { size, dtype }) => sum + size * byteSize(dtype), 0);
+}
+
+function infoOf(
+  stages: readonly Stage[],
+  options: Pick<CompiledInfo, "valueBytes" | "milliseconds">,
+): CompiledInfo {
   const weights = stages.slice(1).flatMap(({ buffers }) =>
     buffers.filter(({ external }) => external!.rate === RATE.constant)
   );
@@ -255,7 +275,7 @@ function infoOf({ stages }: Compiled, milliseconds: number): CompiledInfo {
     kernels: stages.at(-1)!.kernels,
     arenaBytes: Math.max(...stages.map(({ arenaBytes }) => arenaBytes)),
     weightBytes: weightBytes.values().reduce((a, b) => a + b, 0),
-    milliseconds,
+    ...options,
   };
 }
 
