@@ -466,6 +466,7 @@ const CHECKERS: Readonly<Record<string, { check: (folder: Folder, run: Run) => O
   FluxTransformer2DModel: { check: checkModel, everyLevel: true },
   "FluxTransformer2DModel quantized by torchao": { check: checkQuantizedModel, everyLevel: true },
   AutoencoderKL: { check: checkModel, everyLevel: true },
+  AutoencoderKLCogVideoX: { check: checkModel, everyLevel: true },
   CLIPTextModel: { check: checkModel, everyLevel: true },
   T5EncoderModel: { check: checkModel, everyLevel: true },
   "flux-dev-bfl": { check: checkSingleFile, everyLevel: true },

@@ -10,6 +10,7 @@ import { compileConstants, type Compiled, compileGraph, constantKey, type Dump, 
 import { byteSize, type Dtype } from "../graph/dtypes.ts";
 import type { Instruction } from "../graph/lower.ts";
 import { leaf, type Node, RATE, topological } from "../graph/node.ts";
+import { sameShape } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { Device } from "./device.ts";
 import { fromSource } from "./source.ts";
@@ -26,6 +27,11 @@ export interface FunctionOptions<I> {
    * brings other tensors for them.
    */
   varying?: readonly (keyof I & string)[];
+  /**
+   * Whether a result with the name of an argument is written over it, so that a state that goes from call to call has
+   * one place: the argument's tensor must not be used again. False by default.
+   */
+  inPlace?: boolean;
 }
 
 /** How a function is called. */
@@ -72,6 +78,8 @@ export interface Port {
   readonly shape: readonly number[];
   /** Its element type. */
   readonly dtype: Dtype;
+  /** The argument that a result is written over, where it is. */
+  readonly replaces?: Node | undefined;
 }
 
 /** A program that is loaded, once it is needed. */
@@ -219,7 +227,7 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
   options: FunctionOptions<I>,
 ): Specialization {
   const start = performance.now();
-  const { varying, name = "" } = options;
+  const { varying, name = "", inPlace = false } = options;
   const placeholders: Record<string, Tensor> = {};
   const given: Port[] = [];
   for (const [argument, { shape, dtype }] of Object.entries(inputs)) {
@@ -229,7 +237,11 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
     given.push({ name: argument, node, shape, dtype });
   }
   const recorded = Object.entries(fn(placeholders as I));
-  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name));
+  const replaced = recorded.map(([result, t]) => {
+    const node = inPlace ? placeholders[result]?.node : undefined;
+    return node && node.dtype === t.dtype && sameShape(node.shape, t.shape) ? node : undefined;
+  });
+  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name), replaced);
   return {
     arguments: given,
     results: recorded.map(([result, { shape, dtype }], i) => ({
@@ -237,6 +249,7 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
       node: compiled.outputs[i]!,
       shape,
       dtype,
+      replaces: replaced[i],
     })),
     stages: compiled.stages,
     info: infoOf(compiled, performance.now() - start),
@@ -287,25 +300,29 @@ async function runSpecialization(
     }
     for (const [n, buffer] of specialization.kept.values) values.set(n, buffer);
   }
-  const results = await runStage(stages.at(-1)!, values, call);
+  const places = new Map(
+    specialization.results.flatMap(({ node, replaces }) => replaces ? [[node, values.get(replaces)!] as const] : []),
+  );
+  const results = await runStage(stages.at(-1)!, values, call, places);
   return Object.fromEntries(specialization.results.map(({ name, node, shape, dtype }) => {
     const buffer = results.get(node)!;
     return [name, fromSource({ kind: "buffer", buffer }, { shape, dtype, rate: RATE.run })];
   }));
 }
 
-/** Runs a stage's program; gives the buffers that it wrote, by node. */
+/** Runs a stage's program; gives the buffers that it wrote, by node: new ones where they have no places yet. */
 async function runStage(
   stage: Loaded,
   values: ReadonlyMap<Node, NativeBuffer>,
   call: Call,
+  places?: ReadonlyMap<Node, NativeBuffer>,
 ): Promise<ReadonlyMap<Node, NativeBuffer>> {
   const written = new Map<Node, NativeBuffer>();
   if (stage.kernels === 0) return written;
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
     if (!storage.written) return values.get(n) ?? call.device.bufferOf(n);
-    const buffer = NativeBuffer.create(storage.size * byteSize(storage.dtype));
+    const buffer = places?.get(n) ?? NativeBuffer.create(storage.size * byteSize(storage.dtype));
     written.set(n, buffer);
     return buffer;
   });
