@@ -2,8 +2,8 @@
 //!
 //! A slab is the part of the input that one block of output pixels sees, for a range of channels, with zeros where it
 //! reaches beyond the input. Its cell is one pixel's group of 16 units, a unit being a channel in f32 or a pair of
-//! channels in bf16: 64 bytes, one cache line. Cells lie as (row, group, phase, column), the columns of equal index
-//! modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
+//! channels in bf16: 64 bytes, one cache line. Cells lie as (frame, row, group, phase, column), the columns of equal
+//! index modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
 //! tile's loop needs no strides, no borders and no dtypes.
 //!
 //! `winograd` and `few` are other ways over the same slab, for kernels of 3 by 3 and for few filters. Quantized weights
@@ -152,9 +152,11 @@ pub struct Quantized {
     pub scale: f32,
 }
 
-/// What all tasks of one convolution share.
+/// What all tasks of one convolution share. Pictures are of (B, T, H, W, C).
 pub struct Plan {
     pub x: View,
+    /// The frames before x, if not the first again.
+    pub cache: Option<View>,
     /// The packed weights: blocks of filters, each (group, tap, unit, filter of the block).
     pub weight: *const u8,
     pub quantized: Option<Quantized>,
@@ -163,6 +165,7 @@ pub struct Plan {
     pub residual: Option<View>,
     pub out: View,
     pub act: Activation,
+    pub kt: usize,
     pub kh: usize,
     pub kw: usize,
     pub stride: usize,
@@ -197,9 +200,22 @@ impl Plan {
     pub fn columns(&self) -> usize {
         self.phase_columns() * self.stride
     }
+    /// Bytes of one frame of a slab.
+    pub fn frame_bytes(&self) -> usize {
+        self.slab_rows() * self.groups * self.columns() * CELL
+    }
     /// Bytes of a slab.
     pub fn slab_bytes(&self) -> usize {
-        self.slab_rows() * self.groups * self.columns() * CELL
+        self.kt * self.frame_bytes()
+    }
+    /// The frame (H, W, C) that a task sees at one tap in time.
+    fn frame(&self, task: &Task, tap: usize) -> View {
+        let (from, frame) = match ((task.frame + tap).checked_sub(self.kt - 1), &self.cache) {
+            (Some(frame), _) => (&self.x, frame),
+            (None, Some(cache)) => (cache, task.frame + tap),
+            (None, None) => (&self.x, 0),
+        };
+        from.index(task.batch).index(frame)
     }
     /// How weights are decoded before they are multiplied, if they are.
     pub fn decoded(&self) -> Option<Format> {
@@ -222,6 +238,7 @@ impl Plan {
 #[derive(Clone, Copy)]
 pub struct Task {
     pub batch: usize,
+    pub frame: usize,
     /// The first output row and column.
     pub origin: (usize, usize),
     /// Output rows and columns.
@@ -252,9 +269,23 @@ pub fn inverse(scale: f32) -> f32 {
 /// Copies the input that a task sees, `channels` of them from `channel` on, into the slab.
 #[inline(always)]
 unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) {
+    for tap in 0..plan.kt {
+        unsafe { fill_frame::<S, A>(plan, task, tap, (channel, channels), slab.add(tap * plan.frame_bytes())) };
+    }
+}
+
+/// `fill_slab` of the frame at one tap in time.
+#[inline(always)]
+unsafe fn fill_frame<S: Codes, A: Arith>(
+    plan: &Plan,
+    task: &Task,
+    tap: usize,
+    (channel, channels): (usize, usize),
+    slab: *mut u8,
+) {
     unsafe {
-        let x = &plan.x;
-        let (height, width) = (x.dims[1] * plan.upsample, x.dims[2] * plan.upsample);
+        let x = plan.frame(task, tap);
+        let (height, width) = (x.dims[0] * plan.upsample, x.dims[1] * plan.upsample);
         let rows = (task.size.0 - 1) * plan.stride + plan.kh;
         let columns = (task.size.1 - 1) * plan.stride + plan.kw;
         let group_step = plan.columns() * CELL;
@@ -269,7 +300,7 @@ unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize
                 std::ptr::write_bytes(row_cells, A::ZERO, groups * group_step);
                 continue;
             }
-            let line = task.batch * x.strides[0] + y / plan.upsample * x.strides[1] + channel;
+            let line = y / plan.upsample * x.strides[0] + channel;
             let mut phase = 0;
             let mut column_cells = row_cells;
             for column in 0..columns {
@@ -282,7 +313,7 @@ unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize
                     }
                 } else {
                     let column = if plan.upsample == 1 { at } else { at / plan.upsample };
-                    let mut from = x.at::<A::E>(line + column * x.strides[2]);
+                    let mut from = x.at::<A::E>(line + column * x.strides[1]);
                     let mut left = channels;
                     for _ in 0..groups {
                         A::fill::<S>(cell as *mut f32, from, left.min(per_group), inverse);
@@ -394,16 +425,15 @@ unsafe fn any_tile<S: Codes, A: Arith>(
 #[inline(always)]
 unsafe fn finish<S: Codes, A: Arith>(
     plan: &Plan,
-    at: (usize, usize, usize), // batch, row, column
+    at: [usize; 4], // batch, frame, row, column
     m: usize,
     filter: usize,
     vectors: usize,
     sums: *const f32, // (M, V)
 ) {
     unsafe {
-        let (batch, row, column) = at;
-        let (out, filters) = (&plan.out, plan.out.dims[3]);
-        let start = |view: &View| batch * view.strides[0] + row * view.strides[1] + column * view.strides[2];
+        let (out, filters) = (&plan.out, plan.out.last());
+        let start = |view: &View| at.iter().zip(&view.strides).map(|(at, stride)| at * stride).sum::<usize>();
         for v in 0..vectors {
             let filter = filter + v * S::LANES;
             if filter >= filters {
@@ -425,7 +455,7 @@ unsafe fn finish<S: Codes, A: Arith>(
             if plan.act == Activation::None && plan.residual.is_none() && n == S::LANES {
                 for _ in 0..m {
                     A::E::store::<S>(to, sum(sums));
-                    to = to.wrapping_add(out.strides[2]);
+                    to = to.wrapping_add(out.strides[3]);
                     sums = sums.wrapping_add(vectors * S::LANES);
                 }
                 continue;
@@ -433,8 +463,8 @@ unsafe fn finish<S: Codes, A: Arith>(
             for p in 0..m {
                 let mut y = act::<S>(plan.act, sum(sums));
                 if let Some(residual) = &plan.residual {
-                    let step = residual.strides[3];
-                    let from = start(residual) + p * residual.strides[2] + filter * step;
+                    let step = residual.strides[4];
+                    let from = start(residual) + p * residual.strides[3] + filter * step;
                     let from = residual.at::<A::E>(from);
                     let r = match step {
                         0 => S::splat((*from).get()),
@@ -455,7 +485,7 @@ unsafe fn finish<S: Codes, A: Arith>(
                 } else {
                     A::E::store_n::<S>(to, y, n);
                 }
-                to = to.wrapping_add(out.strides[2]);
+                to = to.wrapping_add(out.strides[3]);
                 sums = sums.wrapping_add(vectors * S::LANES);
             }
         }
@@ -467,7 +497,7 @@ unsafe fn finish<S: Codes, A: Arith>(
 #[inline(always)]
 unsafe fn block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8) {
     unsafe {
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let (channels, filters) = (plan.x.last(), plan.out.last());
         let width = 2 * S::LANES;
         let range = plan.groups * UNITS * A::CHANNELS;
         let ranges = channels.div_ceil(range).max(1);
@@ -508,7 +538,7 @@ unsafe fn block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, 
                         };
                         any_tile::<S, A>(m, vectors, &sum, line.add(column * CELL), w, sums);
                         if r + 1 == ranges {
-                            let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
+                            let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1 + column];
                             finish::<S, A>(plan, at, m, filter, vectors, sums);
                         }
                         column += m;

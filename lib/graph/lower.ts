@@ -377,9 +377,9 @@ function broadcastShape(n: Node, index: number): readonly number[] | undefined {
       return n.shape;
     case "linear":
     case "quantized_linear":
-    case "conv2d":
       return index >= 3 ? n.shape : undefined;
-    case "quantized_conv2d":
+    case "conv":
+    case "quantized_conv":
       return index === 3 ? n.shape : undefined;
     case "layer_norm":
       // Quantized rows are longer than what they hold.

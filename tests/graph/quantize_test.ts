@@ -208,14 +208,14 @@ Deno.test("convolutions keep their weights packed, with what stands around them 
     const z = image.conv2d(point.tensor, { bias: weight(64), rows });
     const stages = compileGraph([y.node, z.node]).stages;
     const step = stages.at(-1)!;
-    const convolutions = callsTo(step, "quantized_conv2d");
+    const convolutions = callsTo(step, "quantized_conv");
     assert.equal(convolutions.length, 2, scheme);
     assert.equal(convolutions[0]!.params.upsample, 2);
     assert.ok(convolutions[0]!.operands[3] !== null, "the residual is a part of it");
     // Enlarging an image does not change its largest magnitude, so that one is enough for both.
     assert.equal(count(step, "abs_max"), scheme === "int8dq" ? 1 : 0, scheme);
     assert.equal(convolutions.every(({ operands }) => (operands[4] !== null) === (scheme === "int8dq")), true, scheme);
-    assert.ok(stages.every((stage) => count(stage, "dequantize") + count(stage, "conv2d") === 0), scheme);
+    assert.ok(stages.every((stage) => count(stage, "dequantize") + count(stage, "conv") === 0), scheme);
   }
 });
 

@@ -16,8 +16,8 @@ pub const FEW: usize = 4;
 /// # Safety
 /// `plan.weight` holds the weights of the plan's channels and filters, in blocks of `width`.
 pub unsafe fn few_weights<A: Arith>(level: Level, plan: &Plan, width: usize) -> Vec<f32> {
-    let (filters, lanes, taps) = (plan.out.dims[3], width / 2, plan.taps.len());
-    let units = plan.x.dims[3].div_ceil(A::CHANNELS);
+    let (filters, lanes, taps) = (plan.out.last(), width / 2, plan.taps.len());
+    let units = plan.x.last().div_ceil(A::CHANNELS);
     let mut weights = vec![0.0; units.div_ceil(UNITS) * taps * filters * UNITS];
     let mut decoded = Vec::<A::E>::new();
     let mut from = plan.weight as *const A::W;
@@ -129,7 +129,7 @@ unsafe fn any_few_tile<S: Codes, A: Arith>(
 #[inline(always)]
 unsafe fn few_block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
     unsafe {
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let (channels, filters) = (plan.x.last(), plan.out.last());
         let group_step = plan.columns() * CELL;
         fill_slab::<S, A>(plan, task, 0, channels, slab);
         let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(A::CHANNELS), first: true };
@@ -143,7 +143,7 @@ unsafe fn few_block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, weights: &[
             for t in 0..tiles {
                 let m = least + usize::from(t < longer);
                 any_few_tile::<S, A>(m, filters, &sum, line.add(column * CELL), weights.as_ptr(), sums);
-                let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
+                let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1 + column];
                 finish::<S, A>(plan, at, m, 0, 1, sums);
                 column += m;
             }
