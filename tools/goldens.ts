@@ -570,6 +570,7 @@ const CHECKERS: Readonly<Record<string, { check: (folder: Folder, run: Run) => O
   "FluxTransformer2DModel quantized by torchao": { check: checkQuantizedModel, everyLevel: true },
   CogVideoXTransformer3DModel: { check: checkModel, everyLevel: true },
   AutoencoderKL: { check: checkModel, everyLevel: true },
+  AutoencoderKLCogVideoX: { check: checkModel, everyLevel: true },
   CLIPTextModel: { check: checkModel, everyLevel: true },
   T5EncoderModel: { check: checkModel, everyLevel: true },
   CogVideoXPipeline: { check: checkVideos, everyLevel: true },

@@ -481,15 +481,14 @@ class Reader {
     });
     this.#need(isCount(entry.weightBytes), "no bytes of weights");
     const named = ports.map((port, i): Port => ({ ...port, node: values[i]! }));
+    const found = { arguments: named, results, stages: [NOTHING, ...stages] };
     return {
-      arguments: named,
-      results,
-      stages: [NOTHING, ...stages],
+      ...found,
       info: {
         kernels: stages.at(-1)!.kernels,
         arenaBytes: Math.max(...stages.map(({ arenaBytes }) => arenaBytes)),
         weightBytes: entry.weightBytes,
-        valueBytes: valueBytes(named, [NOTHING, ...stages]),
+        valueBytes: valueBytes(found),
         milliseconds: 0,
       },
     };
