@@ -64,7 +64,12 @@ export async function* computeVideoCases(
     for (const video of videos) {
       for await (const frame of video) for (const value of frame.data) pictures.push(value / 255);
     }
-    yield { key, shape, data: data.map((x) => Math.min(1, Math.max(0, x / 2 + 0.5))), pictures: Float32Array.from(pictures) };
+    yield {
+      key,
+      shape,
+      data: data.map((x) => Math.min(1, Math.max(0, x / 2 + 0.5))),
+      pictures: Float32Array.from(pictures),
+    };
   }
 }
 

@@ -217,6 +217,10 @@ export interface GenerationSettings {
   numFrames?: number;
   /** Frames a second, where a video was made. */
   fps?: number;
+  /** The scheduler's class, where a pipeline takes several. */
+  scheduler?: string;
+  /** Whether guidance grew from step to step. */
+  useDynamicCfg?: boolean;
   /** The most tokens of the second text encoder. */
   maxSequenceLength?: number;
   /** The dtype that the model ran in. */
@@ -283,7 +287,9 @@ export function settingsFromMetadata(
       { file, key: keyword },
     );
   const settings: Partial<Record<keyof GenerationSettings, string | number | bigint | boolean>> = {};
-  for (const key of SWITCHES) if (Object.hasOwn(metadata, keywordOf(key))) settings[key] = metadata[keywordOf(key)] === "true";
+  for (const key of SWITCHES) {
+    if (Object.hasOwn(metadata, keywordOf(key))) settings[key] = metadata[keywordOf(key)] === "true";
+  }
   for (const key of [...TEXTS, "seed", ...NUMBERS] as const) {
     const keyword = keywordOf(key);
     const text = Object.hasOwn(metadata, keyword) ? metadata[keyword] : undefined;

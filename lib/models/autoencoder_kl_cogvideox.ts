@@ -13,7 +13,7 @@ import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
 import { ACTIVATIONS, Conv2d, Conv3d, GroupNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
 import { Device } from "../tensor/device.ts";
-import { type CompiledFunction, compileFunction } from "../tensor/function.ts";
+import { type CompiledFunction, compileFunction, type KernelChoices } from "../tensor/function.ts";
 import { toArray } from "../tensor/realize.ts";
 import { openCheckpoint } from "../tensor/safetensors.ts";
 import { tensor } from "../tensor/source.ts";
@@ -467,6 +467,17 @@ interface Unit {
 /** What some frames are computed from, or what they give: `input` or `output`, channels last, and caches by name. */
 type BatchInputs = Record<string, Tensor>;
 
+/** A function of some frames. */
+type BatchFunction = CompiledFunction<BatchInputs, BatchInputs>;
+
+/** A call of a function, with arguments that have no values. */
+export interface DecodeFunctionCall {
+  /** The function. */
+  readonly fn: BatchFunction;
+  /** Arguments of the shapes that it gets. */
+  readonly inputs: Readonly<Record<string, Tensor>>;
+}
+
 /** The least cells of a tile that is chosen for a budget, on a side of the latents. */
 const LEAST_TILE = 8;
 
@@ -489,7 +500,10 @@ export class AutoencoderKLCogVideoX extends Model {
   #useTiling = false;
   #slicing = false;
   /** By where they run; those that nothing runs on are planned with. */
-  readonly #functions = new WeakMap<object, Map<string, CompiledFunction<BatchInputs, BatchInputs>>>();
+  readonly #functions = new WeakMap<object, Map<string, BatchFunction>>();
+  /** Where functions come from that are not recorded. */
+  #read: ((name: string) => BatchFunction) | undefined;
+  #choices: KernelChoices | undefined;
 
   /** A model of a configuration, without values. */
   constructor(source: ModelConfig) {
@@ -640,7 +654,13 @@ export class AutoencoderKLCogVideoX extends Model {
    * @returns The tiles and the bytes.
    * @throws {BudgetError} If the budget is too small for the smallest tile
    */
-  planDecode({ batch = 1, height, width, numFrames, memoryBudget }: DecodeShape): DecodePlan {
+  planDecode(video: DecodeShape): DecodePlan {
+    const shape = this.#latentShape(video);
+    const { memoryBudget } = video;
+    return this.#schedule("decode", shape, memoryBudget).plan ?? this.#measure(shape, this.#tiled("decode", shape));
+  }
+
+  #latentShape({ batch = 1, height, width, numFrames }: DecodeShape): VideoShape {
     const { scaleFactor, config } = this;
     const frames = Math.floor((numFrames - 1) / 2 ** timeLevels(config)) + 1;
     const shape = [batch, config.latentChannels, frames, height / scaleFactor, width / scaleFactor] as const;
@@ -652,7 +672,58 @@ export class AutoencoderKLCogVideoX extends Model {
         );
       }
     }
-    return this.#schedule("decode", shape, memoryBudget).plan ?? this.#measure(shape, this.#tiled("decode", shape));
+    return shape;
+  }
+
+  /**
+   * @internal
+   * The calls that decoding latents takes, without values.
+   *
+   * @param shape The video.
+   * @param options Where.
+   * @returns Functions with arguments: of each size of tile the first frames, those after them, and the last ones.
+   */
+  decodeCalls(shape: DecodeShape, { device }: { device: Device }): DecodeFunctionCall[] {
+    const latents = this.#latentShape(shape);
+    const { cuts } = this.#schedule("decode", latents, shape.memoryBudget);
+    return this.#tileCalls(latents, cuts).flatMap(({ calls }) =>
+      calls.map(({ last, inputs }) => ({ fn: this.#function("decode", { last, device }), inputs }))
+    );
+  }
+
+  /** @internal Has the kernels of decoding chosen. */
+  choose(choices: KernelChoices, { device }: { device: Device }): void {
+    this.#choices = choices;
+    for (const [key, fn] of this.#functions.get(device) ?? []) if (key.startsWith("decode")) fn.choose(choices);
+  }
+
+  /** @internal What {@linkcode restore} takes to decode as this does. */
+  get state(): Readonly<Record<string, unknown>> {
+    return { config: this.configFields, tiling: this.#useTiling ? this.#tiling : null, slicing: this.#slicing };
+  }
+
+  /**
+   * @internal
+   * A model without weights, that decodes with functions of a file.
+   *
+   * @param state What another one's `state` was.
+   * @param options The file, for messages; its functions by name.
+   * @returns The model.
+   * @throws {ConfigError} If the state is broken.
+   */
+  static restore(
+    state: Readonly<Record<string, unknown>>,
+    options: { file: string; functions: (name: string) => BatchFunction },
+  ): AutoencoderKLCogVideoX {
+    const { file, functions } = options;
+    const { config, tiling, slicing } = state;
+    const isRecord = (value: unknown): value is Record<string, number> => typeof value === "object" && value !== null;
+    if (!isRecord(config)) throw new ConfigError(`${file} has no configuration of its VAE: save it again`, { file });
+    const model = new AutoencoderKLCogVideoX(new ModelConfig(config, file));
+    if (isRecord(tiling)) model.enableTiling(tiling);
+    if (slicing === true) model.enableSlicing();
+    model.#read = functions;
+    return model;
   }
 
   /** Takes frames a few at a time, in tiles where they are wanted. */
@@ -735,16 +806,17 @@ export class AutoencoderKLCogVideoX extends Model {
   #function(direction: Direction, options: { last: boolean; device?: Device | undefined }) {
     const { last, device } = options;
     const owner = device ?? this;
-    const known = this.#functions.get(owner) ?? new Map<string, CompiledFunction<BatchInputs, BatchInputs>>();
+    const known = this.#functions.get(owner) ?? new Map<string, BatchFunction>();
     this.#functions.set(owner, known);
     const key = `${direction} ${last} ${this.dtype}`;
     let fn = known.get(key);
     if (!fn) {
-      fn = compileFunction((inputs: BatchInputs) => this.#record(direction, inputs, { last }), {
-        device,
-        name: direction === "decode" ? "vae" : "vae_encoder",
-        inPlace: true,
-      });
+      const name = `${direction === "decode" ? "vae" : "vae_encoder"}${last ? "_last" : ""}`;
+      fn = this.#read?.(name) ?? compileFunction(
+        (inputs: BatchInputs) => this.#record(direction, inputs, { last }),
+        { device, name, inPlace: true },
+      );
+      if (this.#choices && device && direction === "decode") fn.choose(this.#choices);
       known.set(key, fn);
     }
     return fn;
@@ -831,9 +903,9 @@ export class AutoencoderKLCogVideoX extends Model {
     return all.sort((a, b) => areaOf(b) - areaOf(a) || workOf(a) - workOf(b));
   }
 
-  /** What decoding takes. */
-  #measure(shape: VideoShape, { cuts, order }: Schedule): DecodePlan {
-    const [batch, channels, frames, height, width] = shape;
+  /** The calls of each size of tile, and how many tiles are of it. */
+  #tileCalls(shape: VideoShape, cuts: Cuts) {
+    const [batch, channels, frames] = shape;
     const parts = frameBatches(frames, LATENT_FRAMES);
     const groups = this.#groups(batch);
     const count = groups[0]!.count;
@@ -845,25 +917,36 @@ export class AutoencoderKLCogVideoX extends Model {
         tiles.set(key, { height: rows.size, width: columns.size, times: (known?.times ?? 0) + groups.length });
       }
     }
-    let [weights, arena, tile, allCaches, oneCache] = [0, 0, 0, 0, 0];
-    for (const { height, width, times } of tiles.values()) {
+    return [...tiles.values()].map(({ height, width, times }) => {
       let state: BatchInputs = {};
       // The first frames, all like those after them, and the last ones.
-      for (const index of new Set([0, Math.min(1, parts.length - 1), parts.length - 1])) {
+      const calls = [...new Set([0, Math.min(1, parts.length - 1), parts.length - 1])].map((index) => {
         const { start, end } = parts[index]!;
         const last = index === parts.length - 1;
         const input = placeholder([count, end - start, height, width, channels], "f32");
-        const inputs = { input, ...state };
-        const info = this.#function("decode", { last }).inspect(inputs);
-        weights = Math.max(weights, info.weightBytes);
-        arena = Math.max(arena, info.arenaBytes);
+        const inputs: BatchInputs = { input, ...state };
         const { output, ...after } = this.#record("decode", inputs, { last });
-        tile = Math.max(tile, bytesOf(input) + bytesOf(output!));
         if (!last) {
           state = Object.fromEntries(Object.entries(after).map(([k, t]) => [k, placeholder(t.shape, t.dtype)]));
         }
+        return { last, inputs, tile: bytesOf(input) + bytesOf(output!) };
+      });
+      return { calls, times, cache: Object.values(state).reduce((sum, t) => sum + bytesOf(t), 0) };
+    });
+  }
+
+  /** What decoding takes. */
+  #measure(shape: VideoShape, { cuts, order }: Schedule): DecodePlan {
+    const [batch, channels, frames, height, width] = shape;
+    const parts = frameBatches(frames, LATENT_FRAMES);
+    let [weights, arena, tile, allCaches, oneCache] = [0, 0, 0, 0, 0];
+    for (const { calls, times, cache } of this.#tileCalls(shape, cuts)) {
+      for (const call of calls) {
+        const info = this.#function("decode", { last: call.last }).inspect(call.inputs);
+        weights = Math.max(weights, info.weightBytes);
+        arena = Math.max(arena, info.arenaBytes);
+        tile = Math.max(tile, call.tile);
       }
-      const cache = Object.values(state).reduce((sum, t) => sum + bytesOf(t), 0);
       allCaches += cache * times;
       oneCache = Math.max(oneCache, cache);
     }

@@ -505,7 +505,10 @@ class Runner {
     const copies = options.numVideosPerPrompt ?? 1;
     checkCount("numVideosPerPrompt", copies, { min: 1 });
     const maxSequenceLength = options.maxSequenceLength ?? maxTextSeqLength;
-    checkCount("maxSequenceLength", maxSequenceLength, { min: facts.fixedText ? maxTextSeqLength : 1, max: MAX_TOKENS });
+    checkCount("maxSequenceLength", maxSequenceLength, {
+      min: facts.fixedText ? maxTextSeqLength : 1,
+      max: MAX_TOKENS,
+    });
     const steps = options.numInferenceSteps ?? DEFAULT_STEPS;
     checkCount("numInferenceSteps", steps, { min: 1, max: this.#parts.scheduler.config.numTrainTimesteps });
     if (outputType !== "video" && outputType !== "latent") {
@@ -520,7 +523,9 @@ class Runner {
     const guided = guidanceScale > 1;
     const reads = prompts !== undefined || (guided && negativePromptEmbeds === undefined);
     if (reads && !(facts.reads && this.#parts.tokenizer)) {
-      const remedy = prompts ? "promptEmbeds and negativePromptEmbeds" : "negativePromptEmbeds, or a guidanceScale of 1";
+      const remedy = prompts
+        ? "promptEmbeds and negativePromptEmbeds"
+        : "negativePromptEmbeds, or a guidanceScale of 1";
       throw new TypeError(
         `Cannot read a prompt as ${this.#parts.model} was loaded without its text encoder: load it, or pass ${remedy}`,
       );
@@ -739,8 +744,7 @@ class Runner {
         const uses = this.#uses(job).map((use) => ({ ...use, tuned: true }));
         return [...uses, ...functions.decodeUses(this.#decodeShape(job)).map((use) => ({ ...use, tuned: vae }))];
       },
-      describe: (runs) =>
-        describeCogVideoX(this.#parts, functions, runs.map((run) => this.#shapeOf(this.#jobOf(run)))),
+      describe: (runs) => describeCogVideoX(this.#parts, functions, runs.map((run) => this.#shapeOf(this.#jobOf(run)))),
     };
   }
 
@@ -809,6 +813,7 @@ class Runner {
       width: job.width,
       height: job.height,
       numFrames: job.numFrames,
+      fps: job.fps,
       maxSequenceLength: job.maxSequenceLength,
       dtype,
       ...(this.quantization !== "" && { quantization: this.quantization }),

@@ -7,12 +7,7 @@
 
 import { type CompiledFile, type Description, functionOf } from "../compile/ahead_of_time.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
-import {
-  AutoencoderKLCogVideoX,
-  type DecodePlan,
-  type DecodeShape,
-} from "../models/autoencoder_kl_cogvideox.ts";
-import { ModelConfig } from "../models/config.ts";
+import { AutoencoderKLCogVideoX, type DecodePlan, type DecodeShape } from "../models/autoencoder_kl_cogvideox.ts";
 import type { VideoFrames } from "../models/frame_tiles.ts";
 import type { Device } from "../tensor/device.ts";
 import type { CompiledFunction } from "../tensor/function.ts";
@@ -76,7 +71,7 @@ export async function describeCogVideoX(
     dtype,
     scheduler_class: schedulerClass(scheduler),
     scheduler: configJson(scheduler.config),
-    vae: functions.vaeNotes,
+    vae: functions.vaeState,
     facts: functions.facts,
     quantization: functions.quantization,
     parameters: Object.fromEntries(COGVIDEOX_PARTS.map((part) => [part, functions.parameters(part)])),
@@ -130,7 +125,7 @@ class ReadCogVideoX implements CogVideoXFunctions {
       throw brokenNote(file, "parameters");
     }
     if (!Array.isArray(shapes) || !shapes.every(isShape)) throw brokenNote(file, "shapes");
-    if (!isObject(vae) || !isObject(vae.config)) throw brokenNote(file, "vae");
+    if (!isObject(vae)) throw brokenNote(file, "vae");
     this.facts = facts;
     this.quantization = quantization;
     this.#shapes = shapes;
@@ -140,9 +135,8 @@ class ReadCogVideoX implements CogVideoXFunctions {
     this.step = read("transformer");
     this.guidedStep = read("guided_transformer");
     // The VAE cuts and joins; its functions are the file's.
-    this.#vae = new AutoencoderKLCogVideoX(new ModelConfig(vae.config, file.path));
+    this.#vae = AutoencoderKLCogVideoX.restore(vae, { file: file.path, functions: read });
     this.#vae.dtype = dtype;
-    this.#vae.restore(vae, (name) => read(name));
   }
 
   parameters(part: CogVideoXPart): number {
@@ -154,7 +148,7 @@ class ReadCogVideoX implements CogVideoXFunctions {
   }
 
   planDecode(shape: Omit<DecodeShape, "batch">): DecodePlan {
-    return this.#vae.planDecode({ ...shape, batch: 1 });
+    return this.#vae.planDecode(shape);
   }
 
   admit(shape: CogVideoXShape): void {

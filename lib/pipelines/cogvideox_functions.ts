@@ -17,6 +17,7 @@ import { type CompiledFunction, compileFunction, type FunctionMaker, type Kernel
 import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
 import { CogVideoXDDIMScheduler } from "../schedulers/ddim_cogvideox.ts";
 import { CogVideoXDPMScheduler } from "../schedulers/dpm_cogvideox.ts";
+import { type Use, useOf } from "./memory.ts";
 import { repeatRows } from "./run.ts";
 import type { T5 } from "./text.ts";
 
@@ -222,7 +223,7 @@ export class RecordedCogVideoX implements CogVideoXFunctions {
   choose(choices: KernelChoices, { vae }: { vae: boolean }): void {
     for (const fn of [this.t5, this.step, this.guidedStep]) fn?.choose(choices);
     if (!vae) return;
-    this.#models.vae.choose(choices);
+    this.#models.vae.choose(choices, this.#models);
   }
 
   /** The prediction, and the scheduler's step. */
@@ -269,141 +270,19 @@ export class RecordedCogVideoX implements CogVideoXFunctions {
     return decodeLatents(this.#models, latents, call);
   }
 
-  planDecode(shape: Omit<DecodeShape, "batch">): DecodePlan;
-  /** How many numbers a model was trained on. */
-  parameters(part: CogVideoXPart): number;
-  /** Refuses calls that there are no functions for. */
-  admit(shape: CogVideoXShape): void;
-}
-
-/** A scheduler of CogVideoX's. */
-export type CogVideoXScheduler = CogVideoXDDIMScheduler | CogVideoXDPMScheduler;
-
-/** The models that functions are recorded from. */
-export interface CogVideoXModels {
-  readonly device: Device;
-  readonly dtype: FloatDtype;
-  readonly transformer: CogVideoXTransformer3DModel;
-  readonly vae: AutoencoderKLCogVideoX;
-  readonly textEncoder: T5EncoderModel | undefined;
-  readonly scheduler: CogVideoXScheduler;
-}
-
-/** Functions that are recorded from models. */
-export class RecordedCogVideoX implements CogVideoXFunctions {
-  readonly t5: T5 | undefined;
-  readonly step: Step;
-  readonly guidedStep: GuidedStep;
-  readonly #models: CogVideoXModels;
-
-  /** Functions of models; another maker of functions can look at what they record and compute. */
-  constructor(models: CogVideoXModels, make: FunctionMaker = compileFunction) {
-    this.#models = models;
-    const { device, textEncoder } = models;
-    const varying = ["latents", "row", "coefficients", "previous", "noise"] as const;
-    this.t5 = textEncoder && make((inputs) => ({ embeds: textEncoder.forward(inputs).lastHiddenState }), {
-      device,
-      name: "text_encoder",
-    });
-    this.step = make((inputs: StepInputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
-    this.guidedStep = make((inputs: GuidedStepInputs) => this.#recordGuidedStep(inputs), {
-      device,
-      name: "guided_transformer",
-      varying: [...varying, "guidanceScale"],
-    });
-  }
-
-  get facts(): CogVideoXFacts {
-    const { transformer, vae, textEncoder } = this.#models;
-    const { config } = transformer;
-    return {
-      channels: config.inChannels,
-      textEmbedDim: config.textEmbedDim,
-      maxTextSeqLength: config.maxTextSeqLength,
-      fixedText: config.useLearnedPositionalEmbeddings,
-      patchSize: config.patchSize,
-      patchSizeT: config.patchSizeT ?? 1,
-      scaleFactor: vae.scaleFactor,
-      temporalFactor: vae.config.temporalCompressionRatio,
-      sampleHeight: config.sampleHeight,
-      sampleWidth: config.sampleWidth,
-      sampleFrames: config.sampleFrames,
-      fps: config.patchSizeT === undefined ? 8 : 16,
-      reads: textEncoder !== undefined,
-    };
-  }
-
-  #model(part: CogVideoXPart): Model | undefined {
-    const { transformer, vae, textEncoder } = this.#models;
-    return { transformer, vae, text_encoder: textEncoder }[part];
-  }
-
-  get quantization(): string {
-    return describeModels(Object.fromEntries(COGVIDEOX_PARTS.map((part) => [part, this.#model(part)])));
-  }
-
-  parameters(part: CogVideoXPart): number {
-    return this.#model(part)?.parameterCount() ?? 0;
-  }
-
-  /** What comes is recorded. */
-  admit(): void {}
-
-  /** Has kernels chosen: of the text encoder and the transformer, and of the decoder where they are told. */
-  choose(choices: KernelChoices, { vae }: { vae: boolean }): void {
-    for (const fn of [this.t5, this.step, this.guidedStep]) fn?.choose(choices);
-    if (!vae) return;
-    this.#models.vae.choose(choices);
-  }
-
-  /** The prediction, and the scheduler's step. */
-  #recordStep(inputs: StepInputs): StepResult {
-    return this.#take(inputs, this.#predict(inputs));
-  }
-
-  /** Both predictions as one batch, the negative one first, and a step along what lies beyond the positive one. */
-  #recordGuidedStep(inputs: GuidedStepInputs): StepResult {
-    const { latents, promptEmbeds, negativePromptEmbeds, guidanceScale } = inputs;
-    const copies = latents.size(0) / promptEmbeds.size(0);
-    const both = this.#predict({
-      ...inputs,
-      latents: concat([latents, latents], 0),
-      promptEmbeds: concat([repeatRows(negativePromptEmbeds, copies), repeatRows(promptEmbeds, copies)], 0),
-    });
-    const [without, wanted] = both.chunk(2, 0) as [Tensor, Tensor];
-    return this.#take(inputs, without.add(guidanceScale.mul(wanted.sub(without))));
-  }
-
-  /** In f32. */
-  #predict({ latents, promptEmbeds, timesteps, row }: StepInputs): Tensor {
-    const { transformer } = this.#models;
-    const [batch, frames, , height, width] = latents.shape as [number, number, number, number, number];
-    return transformer.forward({
-      hiddenStates: latents,
-      encoderHiddenStates: repeatRows(promptEmbeds, batch / promptEmbeds.size(0)),
-      // The conditions of all steps are one table, which is computed once a run; a step selects its row.
-      temb: embedding(row, transformer.condition({ timestep: timesteps })),
-      imageRotaryEmb: transformer.rotaryEmbedding({ frames, height, width }),
-    }).cast("f32");
-  }
-
-  #take({ latents: sample, coefficients, previous, noise }: StepInputs, modelOutput: Tensor): StepResult {
-    const { scheduler } = this.#models;
-    const step = { modelOutput, sample, coefficients };
-    const { prevSample, predOriginalSample } = scheduler instanceof CogVideoXDPMScheduler
-      ? scheduler.record({ ...step, oldPredOriginalSample: previous!, noise: noise! })
-      : scheduler.record(step);
-    return { latents: prevSample, clean: predOriginalSample };
-  }
-
-  async *decodeFrames(latents: Tensor, { memoryBudget, signal }: DecodeCall): AsyncGenerator<VideoFrames, void> {
-    const { vae, device } = this.#models;
-    const scaled = latents.unsqueeze(0).permute(0, 2, 1, 3, 4).mul(1 / vae.config.scalingFactor);
-    yield* vae.decodeFrames(scaled, { device, memoryBudget, signal });
-  }
-
   planDecode(shape: Omit<DecodeShape, "batch">): DecodePlan {
-    return this.#models.vae.planDecode({ ...shape, batch: 1 });
+    return this.#models.vae.planDecode(shape);
+  }
+
+  /** The calls that decoding a video takes. */
+  decodeUses(shape: Omit<DecodeShape, "batch">): Use[] {
+    const { vae, device } = this.#models;
+    return vae.decodeCalls(shape, { device }).map(({ fn, inputs }) => useOf("vae", fn, inputs));
+  }
+
+  /** What a file says of the VAE, which cuts and joins without weights. */
+  get vaeState(): Readonly<Record<string, unknown>> {
+    return this.#models.vae.state;
   }
 }
 
