@@ -69,6 +69,14 @@ export * from "./lib/quantize/plan.ts";
 export * from "./lib/quantize/quantize.ts";
 export * from "./lib/quantize/scheme.ts";
 export * from "./lib/quantize/schemes.ts";
+export {
+  CogVideoXScheduler,
+  type CogVideoXSchedulerConfig,
+  type CogVideoXStepInputs,
+  type CogVideoXStepOutputs,
+} from "./lib/schedulers/cogvideox.ts";
+export * from "./lib/schedulers/ddim_cogvideox.ts";
+export * from "./lib/schedulers/dpm_cogvideox.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
 export * from "./lib/tensor/device.ts";
 export {

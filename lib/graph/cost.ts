@@ -50,9 +50,11 @@ function operationsOf({ kernel, operands, params }: Instruction): number {
       return 2 * size * (params.k as number);
     case "matmul":
       return 2 * size * shapeOf(0).at(-1)!;
-    case "conv2d":
-    case "quantized_conv2d":
-      return 2 * size * shapeOf(0).at(-1)! * (params.kh as number) * (params.kw as number);
+    case "conv":
+    case "quantized_conv": {
+      const { kt, kh, kw } = params as { kt: number; kh: number; kw: number };
+      return 2 * size * shapeOf(0).at(-1)! * kt * kh * kw;
+    }
     case "attention": {
       const [queries, keys] = [shapeOf(0)[2]!, shapeOf(1)[2]!];
       // Of a causal square, half is seen.
