@@ -83,7 +83,7 @@ const OPERATIONS: Partial<Record<Instruction["kernel"], number>> = {
 const FLOATS: Partial<Record<Dtype, Arithmetic>> = { bf16: "bf16" };
 
 function arithmeticOf({ kernel, operands, params }: Instruction): Arithmetic {
-  const multiplies = ["linear", "quantized_linear", "conv2d", "quantized_conv2d", "attention"].includes(kernel);
+  const multiplies = ["linear", "quantized_linear", "conv", "quantized_conv", "attention"].includes(kernel);
   if (params.rows === "int8" || params.rows === "int8_asym") return multiplies ? "int8" : "f32";
   return multiplies ? FLOATS[operands[0]!.storage.dtype] ?? "f32" : "f32";
 }
