@@ -221,7 +221,8 @@ def main():
             else:
                 raise ValueError(f"unknown request {line.strip()}")
         except Exception as error:  # noqa: BLE001: every failure is the other side's to show
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:400]}
+            # All of its lines: torch.compile says on the first one only that it failed.
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:2000]}
         print(json.dumps(answer), file=answers)
 
 
