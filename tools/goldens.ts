@@ -15,6 +15,7 @@ import { FluxPipeline } from "../lib/pipelines/flux.ts";
 import type { FluxOptions } from "../lib/pipelines/flux.ts";
 import { computeModelCases, type Manifest, manifestDifferences } from "../tests/golden_models.ts";
 import { computeFloatOutput, computeQuantizationCases, type QuantizedCase } from "../tests/golden_quantization.ts";
+import { computeVideoCases } from "../tests/golden_videos.ts";
 import { Tokenizer } from "../lib/pipelines/tokenizer.ts";
 import { CogVideoXDDIMScheduler } from "../lib/schedulers/ddim_cogvideox.ts";
 import { CogVideoXDPMScheduler } from "../lib/schedulers/dpm_cogvideox.ts";
@@ -413,6 +414,22 @@ async function* checkModel({ path }: Folder, { device, tensors }: Run): Outcomes
   }
 }
 
+/** What a whole run may be from diffusers' own: errors grow from step to step. */
+const RUN_BOUND = 2e-5;
+
+/** Whole runs of CogVideoX: every latent and frame, and the frames of 8 bits a channel. */
+async function* checkVideos({ path }: Folder, { device, tensors }: Run): Outcomes {
+  const file = openSafetensors(join(path, "cases.safetensors"));
+  for await (const { key, shape, data, pictures } of computeVideoCases(path, { device })) {
+    tensors.push({ key, dtype: "F32", shape, data });
+    const expected = valuesOf(file, key);
+    yield { name: key, measure: "relative L2", error: relativeL2(data, expected), bound: RUN_BOUND };
+    if (!pictures) continue;
+    const error = 255 * largestDifference(pictures, expected);
+    yield { name: `${key} as pictures`, measure: "largest difference of 255", error, bound: 0.51 };
+  }
+}
+
 /** A part of a number that f32 hardly tells. */
 const NUDGE = 1e-7;
 
@@ -553,8 +570,10 @@ const CHECKERS: Readonly<Record<string, { check: (folder: Folder, run: Run) => O
   "FluxTransformer2DModel quantized by torchao": { check: checkQuantizedModel, everyLevel: true },
   CogVideoXTransformer3DModel: { check: checkModel, everyLevel: true },
   AutoencoderKL: { check: checkModel, everyLevel: true },
+  AutoencoderKLCogVideoX: { check: checkModel, everyLevel: true },
   CLIPTextModel: { check: checkModel, everyLevel: true },
   T5EncoderModel: { check: checkModel, everyLevel: true },
+  CogVideoXPipeline: { check: checkVideos, everyLevel: true },
   "flux-dev-bfl": { check: checkSingleFile, everyLevel: true },
   "shapes-flux": { check: checkPictures, everyLevel: true },
   quantization: { check: checkQuantization, everyLevel: true },
