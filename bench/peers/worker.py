@@ -138,6 +138,26 @@ def block(task):
     return {task["mode"]: compiled(lambda **given: module(**given), task["mode"], inputs)}
 
 
+def cogvideox_block(task):
+    """One CogVideoX block of width heads * size over text and video tokens."""
+    from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+
+    dtype = DTYPES[task["dtype"]]
+    heads, size, text, video = task["heads"], task["size"], task["text"], task["video"]
+    dim = heads * size
+    module = CogVideoXBlock(
+        dim=dim, num_attention_heads=heads, attention_head_dim=size, time_embed_dim=512, attention_bias=True
+    ).to(dtype).eval()
+    angles = torch.rand(video, size // 2).repeat_interleave(2, dim=1)
+    inputs = dict(
+        hidden_states=torch.randn(1, video, dim, dtype=dtype),
+        encoder_hidden_states=torch.randn(1, text, dim, dtype=dtype),
+        temb=torch.randn(1, 512, dtype=dtype),
+        image_rotary_emb=(angles.cos(), angles.sin()) if task["rotary"] else None,
+    )
+    return {task["mode"]: compiled(lambda **given: module(**given), task["mode"], inputs)}
+
+
 def compiled(function, mode, inputs):
     """A function as it is ("eager"), or through torch.compile ("default", "max-autotune")."""
     if mode != "eager":
@@ -163,7 +183,15 @@ def pipeline(task):
     return {task["mode"]: lambda: pipe(**call, generator=torch.Generator("cpu").manual_seed(seed)).images[0]}
 
 
-KINDS = {"linear": linear, "linear_int8dq": linear_int8dq, "sdpa": sdpa, "conv2d": conv2d, "block": block, "pipeline": pipeline}
+KINDS = {
+    "linear": linear,
+    "linear_int8dq": linear_int8dq,
+    "sdpa": sdpa,
+    "conv2d": conv2d,
+    "block": block,
+    "cogvideox_block": cogvideox_block,
+    "pipeline": pipeline,
+}
 
 
 def timed(function, seconds):
