@@ -1,6 +1,7 @@
 import { AutoencoderKL } from "../lib/models/autoencoder_kl.ts";
 import { AutoencoderKLCogVideoX } from "../lib/models/autoencoder_kl_cogvideox.ts";
 import { CLIPTextModel } from "../lib/models/clip_text_model.ts";
+import { CogVideoXTransformer3DModel } from "../lib/models/cogvideox_transformer_3d_model.ts";
 import { ModelConfig } from "../lib/models/config.ts";
 import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../lib/models/t5_encoder_model.ts";
@@ -51,6 +52,20 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
         temb,
         imgIds: c.tensor("img_ids"),
         txtIds: c.tensor("txt_ids"),
+      });
+      return { sample };
+    };
+  },
+  CogVideoXTransformer3DModel: async (folder) => {
+    const model = await CogVideoXTransformer3DModel.load(folder);
+    return (c) => {
+      const optional = (argument: string) => c.has(argument) ? c.tensor(argument) : undefined;
+      const [cos, sin] = [optional("rotary_cos"), optional("rotary_sin")];
+      const sample = model.forward({
+        hiddenStates: c.tensor("hidden_states"),
+        encoderHiddenStates: c.tensor("encoder_hidden_states"),
+        temb: model.condition({ timestep: c.tensor("timestep"), ofs: optional("ofs") }),
+        imageRotaryEmb: cos && sin && { cos, sin },
       });
       return { sample };
     };
@@ -176,6 +191,7 @@ export interface Manifest {
 const MANIFESTS: readonly (readonly [RegExp, string])[] = [
   [/^flux.*\.transformer\.json$/, "FluxTransformer2DModel"],
   [/^flux.*\.vae\.json$/, "AutoencoderKL"],
+  [/^cogvideox.*\.transformer\.json$/, "CogVideoXTransformer3DModel"],
   [/^cogvideox.*\.vae\.json$/, "AutoencoderKLCogVideoX"],
   [/\.text_encoder\.json$/, "CLIPTextModel"],
   [/\.text_encoder_2\.json$/, "T5EncoderModel"],
@@ -186,6 +202,7 @@ const MODELS: Readonly<Record<string, new (config: ModelConfig) => Model>> = {
   AutoencoderKL,
   AutoencoderKLCogVideoX,
   CLIPTextModel,
+  CogVideoXTransformer3DModel,
   FluxTransformer2DModel,
   T5EncoderModel,
 };

@@ -465,6 +465,7 @@ async function* checkManifests({ path }: Folder): Outcomes {
 const CHECKERS: Readonly<Record<string, { check: (folder: Folder, run: Run) => Outcomes; everyLevel: boolean }>> = {
   FluxTransformer2DModel: { check: checkModel, everyLevel: true },
   "FluxTransformer2DModel quantized by torchao": { check: checkQuantizedModel, everyLevel: true },
+  CogVideoXTransformer3DModel: { check: checkModel, everyLevel: true },
   AutoencoderKL: { check: checkModel, everyLevel: true },
   AutoencoderKLCogVideoX: { check: checkModel, everyLevel: true },
   CLIPTextModel: { check: checkModel, everyLevel: true },

@@ -99,6 +99,24 @@ def conv2d(task):
     }
 
 
+def conv3d(task):
+    """3 by 3 by 3 over (1, c, frames + 2, height, width), causal in time, with a border of 1: (1, o, frames, height, width)."""
+    dtype = DTYPES[task["dtype"]]
+    x = torch.randn(1, task["c"], task["frames"] + 2, task["height"], task["width"], dtype=dtype)
+    w = torch.randn(task["o"], task["c"], 3, 3, 3, dtype=dtype)
+    x_last, w_last = (t.to(memory_format=torch.channels_last_3d) for t in (x, w))
+    padding = [0, 1, 1]
+    # The weight laid out once for oneDNN, as a frozen torch.compile has it.
+    packed = torch.ops.mkldnn._reorder_convolution_weight(w_last, padding, [1] * 3, [1] * 3, 1, x_last.size())
+    return {
+        "default": lambda: F.conv3d(x, w, padding=padding),
+        "channels_last_3d": lambda: F.conv3d(x_last, w_last, padding=padding),
+        "channels_last_3d, prepacked": lambda: torch.ops.mkldnn._convolution_pointwise(
+            x_last, packed, None, padding, [1] * 3, [1] * 3, 1, "none", [], ""
+        ),
+    }
+
+
 def block(task):
     """One Flux block of width heads * size over text and image tokens; "single" or "double"."""
     from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock

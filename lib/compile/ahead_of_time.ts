@@ -19,7 +19,14 @@ import { sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { MAX_RANK, schemaHash } from "../graph/schema.ts";
 import type { Device } from "../tensor/device.ts";
-import { CompiledFunction, constantValue, type Port, shapesKey, type Specialization } from "../tensor/function.ts";
+import {
+  CompiledFunction,
+  constantValue,
+  type Port,
+  shapesKey,
+  type Specialization,
+  valueBytes,
+} from "../tensor/function.ts";
 import { openSafetensors, readTensor, type SafetensorsFile, writeSafetensors } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -473,14 +480,15 @@ class Reader {
       return { ...port, node: values[value]! };
     });
     this.#need(isCount(entry.weightBytes), "no bytes of weights");
+    const named = ports.map((port, i): Port => ({ ...port, node: values[i]! }));
+    const found = { arguments: named, results, stages: [NOTHING, ...stages] };
     return {
-      arguments: ports.map((port, i): Port => ({ ...port, node: values[i]! })),
-      results,
-      stages: [NOTHING, ...stages],
+      ...found,
       info: {
         kernels: stages.at(-1)!.kernels,
         arenaBytes: Math.max(...stages.map(({ arenaBytes }) => arenaBytes)),
         weightBytes: entry.weightBytes,
+        valueBytes: valueBytes(found),
         milliseconds: 0,
       },
     };

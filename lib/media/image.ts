@@ -5,6 +5,7 @@
  */
 
 import { DenoiseError, OutputError } from "../errors.ts";
+import { readInput } from "./input.ts";
 import { channelsOf, decodePng, encodePng, type Pixels } from "./png.ts";
 import { messageOf } from "../tensor/output.ts";
 
@@ -101,19 +102,7 @@ export class Image implements Pixels {
    * @throws {DenoiseError} If it cannot be read or is not a PNG
    */
   static async open(path: string | URL): Promise<Image> {
-    const file = String(path);
-    let bytes: Uint8Array;
-    try {
-      bytes = await Deno.readFile(path);
-    } catch (cause) {
-      const remedy = cause instanceof Deno.errors.NotFound
-        ? "check the path"
-        : cause instanceof Deno.errors.NotCapable
-        ? "run with --allow-read for it"
-        : "check that it is a file that can be read";
-      throw new DenoiseError(`Cannot open ${file}: ${messageOf(cause)}; ${remedy}`, { file, cause });
-    }
-    return new Image(await decodePng(bytes, { file }));
+    return new Image(await decodePng(await readInput(path), { file: String(path) }));
   }
 
   /**
@@ -224,6 +213,10 @@ export interface GenerationSettings {
   width: number;
   /** Rows. */
   height: number;
+  /** Frames, where a video was made. */
+  numFrames?: number;
+  /** Frames a second, where a video was made. */
+  fps?: number;
   /** The most tokens of the second text encoder. */
   maxSequenceLength?: number;
   /** The dtype that the model ran in. */
@@ -243,6 +236,8 @@ const NUMBERS = [
   "trueCfgScale",
   "width",
   "height",
+  "numFrames",
+  "fps",
   "maxSequenceLength",
   "batchSize",
   "index",
@@ -299,7 +294,7 @@ export function settingsFromMetadata(
     } else {
       const isInteger = /^-?\d+$/.test(text);
       const number = Number(text);
-      const needsInteger = key !== "guidanceScale" && key !== "trueCfgScale";
+      const needsInteger = !(["guidanceScale", "trueCfgScale", "fps"] as string[]).includes(key);
       if (text.trim() === "" || !Number.isFinite(number) || (needsInteger && !isInteger)) {
         throw fail(keyword, `is ${JSON.stringify(text.slice(0, 80))}, which is not a number`);
       }

@@ -6,9 +6,9 @@
 
 import { CheckpointError } from "../errors.ts";
 import { type Dtype, DTYPES } from "../graph/dtypes.ts";
-import { sameShape } from "../graph/ops.ts";
+import { sameShape, sizeOf } from "../graph/ops.ts";
 import { QuantizedTensor } from "../tensor/quantized.ts";
-import type { Checkpoint, SafetensorsTensor } from "../tensor/safetensors.ts";
+import { type Checkpoint, readTensor, type SafetensorsTensor } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
 import { concat, type Tensor } from "../tensor/tensor.ts";
 import { Conv2d, Conv3d, Embedding, Linear } from "./layers.ts";
@@ -182,6 +182,7 @@ function partOf(checkpoint: Checkpoint, rows: Rows, name: string): Tensor {
   const { start = 0, count = (found.shape[0] ?? 1) - start } = rows;
   const all = found.shape[0] ?? 1;
   if (start + count > all) throw tooFewRows(checkpoint, rows.name, found.shape);
+  if (found.dtype === "F64") return wide(checkpoint, found, { start, count });
   const rowBytes = all === 0 ? 0 : found.byteLength / all;
   return fromFile(checkpoint, found.file, {
     shape: found.shape.length === 0 ? [] : [count, ...found.shape.slice(1)],
@@ -190,6 +191,18 @@ function partOf(checkpoint: Checkpoint, rows: Rows, name: string): Tensor {
     offset: found.offset + start * rowBytes,
     byteLength: count * rowBytes,
   });
+}
+
+/** Rows of a tensor in float64, which no kernel reads: tables of positions, small enough to be read at once. */
+function wide(
+  checkpoint: Checkpoint,
+  { name, shape }: SafetensorsTensor,
+  { start, count }: { start: number; count: number },
+): Tensor {
+  const values = new Float64Array(readTensor(checkpoint, name).buffer);
+  const size = sizeOf(shape.slice(1));
+  const bytes = new Uint8Array(Float32Array.from(values.subarray(start * size, (start + count) * size)).buffer);
+  return fromSource({ kind: "host", bytes }, { shape: [count, ...shape.slice(1)], dtype: "f32", name });
 }
 
 function dtypeOf(tensor: SafetensorsTensor, file: string): Dtype {

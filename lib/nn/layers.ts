@@ -6,6 +6,7 @@
 
 import type { Dtype } from "../graph/dtypes.ts";
 import { QuantizedTensor } from "../tensor/quantized.ts";
+import { tensor } from "../tensor/source.ts";
 import {
   concat,
   type Conv2dOptions,
@@ -257,4 +258,14 @@ export const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
   gelu_pytorch_tanh: (x) => x.gelu("tanh"),
   quick_gelu: (x) => x.quickGelu(),
   relu: (x) => x.relu(),
+  mish,
 };
+
+/** x * tanh(ln(1 + e^x)), without the logarithm: with n = e^x (e^x + 2) the tangent is n / (n + 2). */
+function mish(x: Tensor): Tensor {
+  const wide = x.cast("f32");
+  // Beyond 20 the tangent is 1, and its parts would overflow.
+  const power = wide.minimum(tensor([20])).exp();
+  const n = power.mul(power.add(2));
+  return wide.mul(n.div(n.add(2))).cast(x.dtype);
+}
