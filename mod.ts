@@ -40,6 +40,7 @@ export * from "./lib/media/progress.ts";
 export * from "./lib/media/terminal.ts";
 export * from "./lib/media/video.ts";
 export * from "./lib/models/autoencoder_kl.ts";
+export * from "./lib/models/autoencoder_kl_cogvideox.ts";
 export * from "./lib/models/clip_text_model.ts";
 export * from "./lib/models/cogvideox_transformer_3d_model.ts";
 export * from "./lib/models/config.ts";
