@@ -25,7 +25,12 @@ const ROUNDS = 15;
 
 const peak = await measurePeak();
 await printMachine(peak);
-const limits = { f32: 1e9 * peak.f32, bf16: 1e9 * (peak.bf16 || peak.f32), int8: 1e9 * peak.int8, bytes: 1e9 * peak.bytes };
+const limits = {
+  f32: 1e9 * peak.f32,
+  bf16: 1e9 * (peak.bf16 || peak.f32),
+  int8: 1e9 * peak.int8,
+  bytes: 1e9 * peak.bytes,
+};
 const pipe = await FluxPipeline.load(MODEL, { dtype: flags.dtype as FloatDtype });
 const draw = () =>
   pipe("a large red star on a navy background", {
@@ -48,17 +53,45 @@ for (let round = 0; round < ROUNDS; round++) found.push((await profile(pipe.devi
 if (flags.trace) await found[0]!.save(flags.trace);
 const all = found.map((p) => p.rows({ shapes: flags.shapes }));
 const totals = all.map((rows) => rows.reduce((sum, row) => sum + row.seconds, 0));
-console.log(`a picture: median ${(1000 * median(seconds)).toFixed(1)} ms, shortest ${(1000 * Math.min(...seconds)).toFixed(1)} ms; ` +
-  `kernels: median ${(1000 * median(totals)).toFixed(1)} ms, shortest ${(1000 * Math.min(...totals)).toFixed(1)} ms`);
-const table = new Table(["program", "op", ...(flags.shapes ? ["shapes"] : []), "calls", "ms", "share", "us a call", "MB", "GFLOP", "of limit"]);
+console.log(
+  `a picture: median ${(1000 * median(seconds)).toFixed(1)} ms, shortest ${
+    (1000 * Math.min(...seconds)).toFixed(1)
+  } ms; ` +
+    `kernels: median ${(1000 * median(totals)).toFixed(1)} ms, shortest ${(1000 * Math.min(...totals)).toFixed(1)} ms`,
+);
+const table = new Table([
+  "program",
+  "op",
+  ...(flags.shapes ? ["shapes"] : []),
+  "calls",
+  "ms",
+  "share",
+  "us a call",
+  "MB",
+  "GFLOP",
+  "of limit",
+]);
 const key = (row: typeof all[0][0]) => `${row.program} ${row.op} ${row.shapes}`;
 const byKey = new Map<string, typeof all[0]>();
 for (const rows of all) for (const row of rows) byKey.set(key(row), [...byKey.get(key(row)) ?? [], row]);
 const total = median(totals);
-const lines = [...byKey.values()].map((rows) => ({ row: rows[0]!, s: median(rows.map((r) => r.seconds)), l: median(rows.map((r) => r.ofLimit!)) }))
+const lines = [...byKey.values()].map((rows) => ({
+  row: rows[0]!,
+  s: median(rows.map((r) => r.seconds)),
+  l: median(rows.map((r) => r.ofLimit!)),
+}))
   .toSorted((a, b) => b.s - a.s);
 for (const { row, s, l } of lines) {
   table.row(
-    row.program, row.op, ...(flags.shapes ? [row.shapes!] : []), String(row.calls), (1000 * s).toFixed(2), percent(s / total),
-    (1e6 * s / row.calls).toFixed(1), (row.bytes / 1e6).toFixed(1), (row.operations / 1e9).toFixed(3), percent(l));
+    row.program,
+    row.op,
+    ...(flags.shapes ? [row.shapes!] : []),
+    String(row.calls),
+    (1000 * s).toFixed(2),
+    percent(s / total),
+    (1e6 * s / row.calls).toFixed(1),
+    (row.bytes / 1e6).toFixed(1),
+    (row.operations / 1e9).toFixed(3),
+    percent(l),
+  );
 }

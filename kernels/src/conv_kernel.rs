@@ -2,8 +2,8 @@
 //!
 //! A slab is the part of the input that one block of output pixels sees, for a range of channels, with zeros where it
 //! reaches beyond the input. Its cell is one pixel's group of 16 units, a unit being a channel in f32 or a pair of
-//! channels in bf16: 64 bytes, one cache line. Cells lie as (row, group, phase, column), the columns of equal index
-//! modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
+//! channels in bf16: 64 bytes, one cache line. Cells lie as (frame, row, group, phase, column), the columns of equal
+//! index modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
 //! tile's loop needs no strides, no borders and no dtypes.
 //!
 //! `winograd` and `few` are other ways over the same slab, for kernels of 3 by 3 and for few filters. Quantized weights
@@ -179,7 +179,7 @@ pub struct Method {
     pub channels: usize,
     /// Bytes of a weight.
     pub weight: usize,
-    fill: unsafe fn(Level, &Plan, &Task, usize, usize, *mut u8),
+    fill: unsafe fn(Level, &Plan, &Task, usize, (usize, usize), *mut u8),
     tile: unsafe fn(Level, usize, usize, &Sum, *const u8, *const u8, *mut f32),
     few_tile: unsafe fn(Level, usize, usize, &Sum, *const u8, *const f32, *mut f32),
     unit: unsafe fn(*const u8, usize) -> f32,
@@ -191,7 +191,7 @@ impl Method {
         Self {
             channels: I::By::CHANNELS,
             weight: size_of::<<I::By as Product>::W>(),
-            fill: fill_slab::<I>,
+            fill: fill_frame::<I>,
             tile: any_tile::<I::By>,
             few_tile: few::any_few_tile::<<I::By as Product>::Units>,
             unit: unit::<I::By>,
@@ -216,10 +216,12 @@ pub struct Quantized {
     pub scale: f32,
 }
 
-/// What all tasks of one convolution share.
+/// What all tasks of one convolution share. Pictures are of (B, T, H, W, C).
 pub struct Plan {
     pub method: Method,
     pub x: View,
+    /// The frames before x, if not the first again.
+    pub cache: Option<View>,
     /// The packed weights: blocks of filters, each (group, tap, unit, filter of the block).
     pub weight: *const u8,
     pub quantized: Option<Quantized>,
@@ -228,6 +230,7 @@ pub struct Plan {
     pub residual: Option<View>,
     pub out: View,
     pub act: Activation,
+    pub kt: usize,
     pub kh: usize,
     pub kw: usize,
     pub stride: usize,
@@ -262,9 +265,22 @@ impl Plan {
     pub fn columns(&self) -> usize {
         self.phase_columns() * self.stride
     }
+    /// Bytes of one frame of a slab.
+    pub fn frame_bytes(&self) -> usize {
+        self.slab_rows() * self.groups * self.columns() * CELL
+    }
     /// Bytes of a slab.
     pub fn slab_bytes(&self) -> usize {
-        self.slab_rows() * self.groups * self.columns() * CELL
+        self.kt * self.frame_bytes()
+    }
+    /// The frame (H, W, C) that a task sees at one tap in time.
+    fn frame(&self, task: &Task, tap: usize) -> View {
+        let (from, frame) = match ((task.frame + tap).checked_sub(self.kt - 1), &self.cache) {
+            (Some(frame), _) => (&self.x, frame),
+            (None, Some(cache)) => (cache, task.frame + tap),
+            (None, None) => (&self.x, 0),
+        };
+        from.index(task.batch).index(frame)
     }
     /// How weights are decoded before they are multiplied, if they are.
     pub fn decoded(&self) -> Option<Format> {
@@ -287,6 +303,7 @@ impl Plan {
 #[derive(Clone, Copy)]
 pub struct Task {
     pub batch: usize,
+    pub frame: usize,
     /// The first output row and column.
     pub origin: (usize, usize),
     /// Output rows and columns.
@@ -314,14 +331,31 @@ pub fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-dispatch!(fn fill_slab<I: Input>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) => fill_slab_on);
+/// Copies the input that a task sees, some channels from a first one on, into the slab.
+unsafe fn fill_slab(level: Level, plan: &Plan, task: &Task, channels: (usize, usize), slab: *mut u8) {
+    for tap in 0..plan.kt {
+        unsafe { (plan.method.fill)(level, plan, task, tap, channels, slab.add(tap * plan.frame_bytes())) };
+    }
+}
 
-/// Copies the input that a task sees, `channels` of them from `channel` on, into the slab.
+dispatch! {
+    fn fill_frame<I: Input>(
+        plan: &Plan, task: &Task, tap: usize, channels: (usize, usize), slab: *mut u8,
+    ) => fill_frame_on
+}
+
+/// The frame of the slab at one tap in time.
 #[inline(always)]
-unsafe fn fill_slab_on<S: Narrow, I: Input>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) {
+unsafe fn fill_frame_on<S: Narrow, I: Input>(
+    plan: &Plan,
+    task: &Task,
+    tap: usize,
+    (channel, channels): (usize, usize),
+    slab: *mut u8,
+) {
     unsafe {
-        let x = &plan.x;
-        let (height, width) = (x.dims[1] * plan.upsample, x.dims[2] * plan.upsample);
+        let x = plan.frame(task, tap);
+        let (height, width) = (x.dims[0] * plan.upsample, x.dims[1] * plan.upsample);
         let rows = (task.size.0 - 1) * plan.stride + plan.kh;
         let columns = (task.size.1 - 1) * plan.stride + plan.kw;
         let group_step = plan.columns() * CELL;
@@ -336,7 +370,7 @@ unsafe fn fill_slab_on<S: Narrow, I: Input>(plan: &Plan, task: &Task, channel: u
                 std::ptr::write_bytes(row_cells, I::ZERO, groups * group_step);
                 continue;
             }
-            let line = task.batch * x.strides[0] + y / plan.upsample * x.strides[1] + channel;
+            let line = y / plan.upsample * x.strides[0] + channel;
             let mut phase = 0;
             let mut column_cells = row_cells;
             for column in 0..columns {
@@ -349,7 +383,7 @@ unsafe fn fill_slab_on<S: Narrow, I: Input>(plan: &Plan, task: &Task, channel: u
                     }
                 } else {
                     let column = if plan.upsample == 1 { at } else { at / plan.upsample };
-                    let mut from = x.at::<I::E>(line + column * x.strides[2]);
+                    let mut from = x.at::<I::E>(line + column * x.strides[1]);
                     let mut left = channels;
                     for _ in 0..groups {
                         I::fill::<S>(cell as *mut f32, from, left.min(per_group), inverse);
@@ -466,11 +500,11 @@ unsafe fn any_tile_on<S: Narrow, P: Product>(
 }
 
 /// Bias, activation, residual, and the result of a tile, in place until they are written: `m` pixels from `at` (batch,
-/// row, column) on, filters from `filter` on.
+/// frame, row, column) on, filters from `filter` on.
 unsafe fn finish(
     level: Level,
     plan: &Plan,
-    at: (usize, usize, usize),
+    at: [usize; 4],
     m: usize,
     filter: usize,
     vectors: usize,
@@ -493,7 +527,7 @@ dispatch!(fn total(plan: &Plan, m: usize, filter: usize, vectors: usize, sums: *
 #[inline(always)]
 unsafe fn total_on<S: Narrow>(plan: &Plan, m: usize, filter: usize, vectors: usize, sums: *mut f32) {
     unsafe {
-        let filters = plan.out.dims[3];
+        let filters = plan.out.last();
         for v in 0..vectors {
             let filter = filter + v * S::LANES;
             if filter >= filters {
@@ -522,7 +556,7 @@ unsafe fn total_on<S: Narrow>(plan: &Plan, m: usize, filter: usize, vectors: usi
 
 dispatch! {
     fn write<E: Element>(
-        plan: &Plan, at: (usize, usize, usize), m: usize, filter: usize, vectors: usize, sums: *const f32,
+        plan: &Plan, at: [usize; 4], m: usize, filter: usize, vectors: usize, sums: *const f32,
     ) => write_on
 }
 
@@ -530,15 +564,15 @@ dispatch! {
 #[inline(always)]
 unsafe fn write_on<S: Simd, E: Element>(
     plan: &Plan,
-    (batch, row, column): (usize, usize, usize),
+    at: [usize; 4],
     m: usize,
     filter: usize,
     vectors: usize,
     sums: *const f32,
 ) {
     unsafe {
-        let (out, filters) = (&plan.out, plan.out.dims[3]);
-        let start = |view: &View| batch * view.strides[0] + row * view.strides[1] + column * view.strides[2];
+        let (out, filters) = (&plan.out, plan.out.last());
+        let start = |view: &View| at.iter().zip(&view.strides).map(|(at, stride)| at * stride).sum::<usize>();
         for v in 0..vectors {
             let filter = filter + v * S::LANES;
             if filter >= filters {
@@ -548,11 +582,11 @@ unsafe fn write_on<S: Simd, E: Element>(
             for p in 0..m {
                 let mut y = S::load(sums.add((p * vectors + v) * S::LANES));
                 if let Some(residual) = &plan.residual {
-                    let step = residual.strides[3];
-                    let from = start(residual) + p * residual.strides[2] + filter * step;
+                    let step = residual.strides[4];
+                    let from = start(residual) + p * residual.strides[3] + filter * step;
                     y = S::add(load_step::<S, E>(residual.at(from), step, n), y);
                 }
-                store_step::<S, E>(out.at(start(out) + p * out.strides[2] + filter), y, 1, n);
+                store_step::<S, E>(out.at(start(out) + p * out.strides[3] + filter), y, 1, n);
             }
         }
     }
@@ -566,7 +600,7 @@ unsafe fn write_on<S: Simd, E: Element>(
 pub unsafe fn block(level: Level, plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8) {
     unsafe {
         let method = &plan.method;
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let (channels, filters) = (plan.x.last(), plan.out.last());
         let lanes = level.lanes();
         let width = 2 * lanes;
         let range = plan.groups * UNITS * method.channels;
@@ -576,7 +610,7 @@ pub unsafe fn block(level: Level, plan: &Plan, task: &Task, slab: *mut u8, sums:
         for r in 0..ranges {
             let channel = r * range;
             let channels = (channels - channel).min(range);
-            (method.fill)(level, plan, task, channel, channels, slab);
+            fill_slab(level, plan, task, (channel, channels), slab);
             let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(method.channels), first: r == 0 };
             for b in task.blocks.0..task.blocks.1 {
                 let filter = b * width;
@@ -605,7 +639,7 @@ pub unsafe fn block(level: Level, plan: &Plan, task: &Task, slab: *mut u8, sums:
                         };
                         (method.tile)(level, m, vectors, &sum, line.add(column * CELL), w, sums);
                         if r + 1 == ranges {
-                            let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
+                            let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1 + column];
                             finish(level, plan, at, m, filter, vectors, sums);
                         }
                         column += m;

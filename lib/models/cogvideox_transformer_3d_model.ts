@@ -581,9 +581,8 @@ function checkConfig(config: CogVideoXTransformer3DConfig, { file }: ModelConfig
   if ((!rotates || learned) && patchSizeT !== 1) {
     refuse("patch_size_t", `patch_size_t ${patchSizeT}: it takes rotary positions alone`);
   }
-  if (dim % 2 !== 0) refuse("num_attention_heads", `${dim} features in all heads: sinusoids take an even number`);
-  if (ofsEmbedDim !== undefined && (ofsEmbedDim !== timeEmbedDim || ofsEmbedDim % 2 !== 0)) {
-    refuse("ofs_embed_dim", `ofs_embed_dim ${ofsEmbedDim}: it is even, and time_embed_dim ${timeEmbedDim}`);
+  if (ofsEmbedDim !== undefined && ofsEmbedDim !== timeEmbedDim) {
+    refuse("ofs_embed_dim", `ofs_embed_dim ${ofsEmbedDim}: it takes time_embed_dim, which is ${timeEmbedDim}`);
   }
   for (
     const [key, scale] of [

@@ -2,7 +2,7 @@
 //! cell, and come together at the end.
 
 use super::codes::{Narrow, decode};
-use super::{CELL, Plan, Product, Sum, Task, UNITS, finish};
+use super::{CELL, Plan, Product, Sum, Task, UNITS, fill_slab, finish};
 use crate::dispatch;
 use crate::level::Level;
 
@@ -15,8 +15,8 @@ pub const FEW: usize = 4;
 /// `plan.weight` holds the weights of the plan's channels and filters, in blocks of `width`.
 pub unsafe fn few_weights(level: Level, plan: &Plan, width: usize) -> Vec<f32> {
     let method = &plan.method;
-    let (filters, lanes, taps) = (plan.out.dims[3], width / 2, plan.taps.len());
-    let units = plan.x.dims[3].div_ceil(method.channels);
+    let (filters, lanes, taps) = (plan.out.last(), width / 2, plan.taps.len());
+    let units = plan.x.last().div_ceil(method.channels);
     let mut weights = vec![0.0; units.div_ceil(UNITS) * taps * filters * UNITS];
     let mut decoded = Vec::<f32>::new();
     let mut from = plan.weight;
@@ -135,9 +135,9 @@ unsafe fn any_few_tile_on<S: Narrow, P: Product>(
 pub unsafe fn few_block(level: Level, plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
     unsafe {
         let method = &plan.method;
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let (channels, filters) = (plan.x.last(), plan.out.last());
         let group_step = plan.columns() * CELL;
-        (method.fill)(level, plan, task, 0, channels, slab);
+        fill_slab(level, plan, task, (0, channels), slab);
         let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(method.channels), first: true };
         // The lanes beyond the filters are never stored, but read.
         std::ptr::write_bytes(sums, 0, 8 * level.lanes());
@@ -149,7 +149,7 @@ pub unsafe fn few_block(level: Level, plan: &Plan, task: &Task, weights: &[f32],
             for t in 0..tiles {
                 let m = least + usize::from(t < longer);
                 (method.few_tile)(level, m, filters, &sum, line.add(column * CELL), weights.as_ptr(), sums);
-                let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
+                let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1 + column];
                 finish(level, plan, at, m, 0, 1, sums);
                 column += m;
             }
