@@ -38,4 +38,25 @@ export const SYMBOLS = {
   },
   "denoise_token_cancel": { "parameters": ["u32", "buffer", "usize"], "result": "u32", "nonblocking": false },
   "denoise_token_create": { "parameters": ["buffer", "usize"], "result": "u32", "nonblocking": false },
+  "denoise_video_decoder_create": {
+    "parameters": ["u32", "u32", "u32", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
+  },
+  "denoise_video_drain": { "parameters": ["u32", "buffer", "usize"], "result": "u32", "nonblocking": true },
+  "denoise_video_encoder_create": {
+    "parameters": ["u32", "u32", "u32", "f64", "u32", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
+  },
+  "denoise_video_push": {
+    "parameters": ["u32", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": true,
+  },
+  "denoise_video_take": {
+    "parameters": ["u32", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
+  },
 } as const;

@@ -144,6 +144,68 @@ class Token extends Handle {
   }
 }
 
+/** A video format that the library writes and reads, by its number there. */
+const VIDEO_FORMATS = { h264: 0, gif: 1 } as const;
+
+/** What a video encoder takes. */
+export interface VideoEncoderOptions {
+  /** Pixels in a row. */
+  width: number;
+  /** Rows. */
+  height: number;
+  /** Frames a second. */
+  fps: number;
+  /** The quantizer of H.264, 0 to 51. */
+  qp: number;
+}
+
+/** How a video's luma and chroma stand for RGB. */
+export interface VideoColour {
+  /** H.273's number of the matrix coefficients. */
+  matrix: number;
+  /** Whether black and white are 0 and 255, not 16 and 235. */
+  fullRange: boolean;
+}
+
+/** A video encoder or decoder. Its calls run on threads of the library's own; the event loop stays free. */
+export class NativeVideo extends Handle {
+  private constructor(handle: number) {
+    super(handle);
+  }
+
+  /** An encoder of frames of RGB. */
+  static encoder(format: keyof typeof VIDEO_FORMATS, options: VideoEncoderOptions): NativeVideo {
+    const { width, height, fps, qp } = options;
+    const number = VIDEO_FORMATS[format];
+    return new NativeVideo(call((s, e, n) => s.denoise_video_encoder_create(number, width, height, fps, qp, e, n)));
+  }
+
+  /** A decoder to frames of RGB. */
+  static decoder(format: keyof typeof VIDEO_FORMATS, { matrix, fullRange }: VideoColour): NativeVideo {
+    const number = VIDEO_FORMATS[format];
+    return new NativeVideo(call((s, e, n) => s.denoise_video_decoder_create(number, matrix, Number(fullRange), e, n)));
+  }
+
+  /** Hands in a frame, or a piece of a stream; gives what came of it. */
+  push(bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#output((s, e, n) => s.denoise_video_push(this.handle, bytes, length(bytes), e, n));
+  }
+
+  /** After the last input, the next thing that is left; of no bytes where nothing is. */
+  drain(): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#output((s, e, n) => s.denoise_video_drain(this.handle, e, n));
+  }
+
+  async #output(
+    start: (symbols: Symbols, error: Uint8Array<ArrayBuffer>, errorLength: bigint) => Promise<number>,
+  ): Promise<Uint8Array<ArrayBuffer>> {
+    const error = new Uint8Array(ERROR_BYTES);
+    const out = new Uint8Array(unwrap(await start(library().symbols, error, BigInt(ERROR_BYTES)), error));
+    if (out.length > 0) call((s, e, n) => s.denoise_video_take(this.handle, out, length(out), e, n));
+    return out;
+  }
+}
+
 /** How a program is run. */
 export interface RunOptions {
   /** Stops the run before its next kernel. */

@@ -13,7 +13,7 @@ const ALLOWED: Readonly<Record<string, readonly string[]>> = {
   "lib/nn": ["lib/tensor", "lib/graph"],
   "lib/models": ["lib/nn", "lib/tensor", "lib/graph"],
   "lib/schedulers": ["lib/tensor", "lib/graph"],
-  "lib/media": ["lib/tensor", "lib/graph", "ffi/environment.ts"],
+  "lib/media": ["lib/tensor", "lib/graph", "ffi"],
   "lib/quantize": ["lib/nn", "lib/tensor", "lib/graph"],
   "lib/compile": ["lib/quantize", "lib/nn", "lib/tensor", "lib/graph", "ffi"],
   "lib/pipelines": [

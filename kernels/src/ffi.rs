@@ -11,11 +11,13 @@ use crate::level::{Level, cpu_model, default_threads};
 use crate::ops::variants;
 use crate::program::Program;
 use crate::schema::{SCHEMA_HASH, SPECS};
+use crate::video::yuv::Colour;
+use crate::video::{Format, Video};
 use deno_bindgen::deno_bindgen;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Runs a body so that neither its error nor its panic crosses the boundary.
 fn guarded<T: Default>(error: &mut [u8], body: impl FnOnce() -> Result<T>) -> T {
@@ -189,4 +191,48 @@ fn denoise_program_run(
         }
         Ok(1)
     })
+}
+
+fn insert_video(video: Video) -> Result<u32> {
+    handles::insert(Object::Video(Arc::new(Mutex::new(video))))
+}
+
+fn with_video<T>(video: u32, body: impl FnOnce(&mut Video) -> Result<T>) -> Result<T> {
+    let video = handles::video(video)?;
+    let mut video = video.lock().unwrap_or_else(|e| e.into_inner());
+    body(&mut video)
+}
+
+/// Makes an encoder of a video format (0: H.264, 1: GIF) from RGB; `qp` is H.264's quantizer.
+#[deno_bindgen]
+fn denoise_video_encoder_create(format: u32, width: u32, height: u32, fps: f64, qp: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        insert_video(Video::encoder(Format::from_number(format)?, width as usize, height as usize, fps, qp)?)
+    })
+}
+
+/// Makes a decoder of a video format to RGB, of the matrix coefficients of H.273 where the format has several.
+#[deno_bindgen]
+fn denoise_video_decoder_create(format: u32, matrix: u32, full_range: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        insert_video(Video::decoder(Format::from_number(format)?, Colour::from_matrix(matrix, full_range != 0)?)?)
+    })
+}
+
+/// Gives an encoder a frame or a decoder a piece of its stream; gives the number of bytes that came of it.
+#[deno_bindgen(non_blocking)]
+fn denoise_video_push(video: u32, input: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || with_video(video, |video| Ok(video.push(input)? as u32)))
+}
+
+/// After the last input, gets the next thing that is left; gives its number of bytes, 0 where nothing is left.
+#[deno_bindgen(non_blocking)]
+fn denoise_video_drain(video: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || with_video(video, |video| Ok(video.drain()? as u32)))
+}
+
+/// Copies what came of the last call.
+#[deno_bindgen]
+fn denoise_video_take(video: u32, out: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || with_video(video, |video| video.take(out).map(|()| 1)))
 }

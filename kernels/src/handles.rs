@@ -5,6 +5,7 @@ use crate::buffer::Buffer;
 use crate::error::{Code, Error, Result};
 use crate::executor::Device;
 use crate::program::Program;
+use crate::video::Video;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +23,8 @@ pub enum Object {
     Program(Arc<Program>),
     /// A flag that stops a run.
     Token(Arc<AtomicBool>),
+    /// A video encoder or decoder.
+    Video(Arc<Mutex<Video>>),
 }
 
 impl Object {
@@ -31,6 +34,7 @@ impl Object {
             Object::Buffer(_) => "buffer",
             Object::Program(_) => "program",
             Object::Token(_) => "token",
+            Object::Video(_) => "video",
         }
     }
 }
@@ -121,3 +125,4 @@ getter!(device, Device, Device);
 getter!(buffer, Buffer, Buffer);
 getter!(program, Program, Program);
 getter!(token, Token, AtomicBool);
+getter!(video, Video, Mutex<Video>);

@@ -18,4 +18,5 @@ pub mod rows;
 pub mod schema;
 pub mod simd;
 pub mod strided;
+pub mod video;
 pub mod view;

@@ -142,14 +142,14 @@ pub fn rows_value(rows: Rows, code: u8) -> f32 {
 
 /// The byte of a packed quantized convolution weight at which its scales stand, after its codes: filters and channels
 /// are rounded up to 64. `quantized_conv_bytes` has counted it.
-pub fn quantized_conv_scales(filters: usize, channels: usize, kh: usize, kw: usize) -> usize {
-    filters.next_multiple_of(64) * channels.next_multiple_of(64) * kh * kw
+pub fn quantized_conv_scales(filters: usize, channels: usize, taps: usize) -> usize {
+    filters.next_multiple_of(64) * channels.next_multiple_of(64) * taps
 }
 
 /// Bytes of a packed quantized convolution weight, the same on all levels: its codes, then a scale and a sum for each
 /// filter. `None` beyond what can be counted.
-pub fn quantized_conv_bytes(filters: usize, channels: usize, kh: usize, kw: usize) -> Option<usize> {
+pub fn quantized_conv_bytes(filters: usize, channels: usize, taps: usize) -> Option<usize> {
     let filters = filters.checked_next_multiple_of(64)?;
-    let codes = filters.checked_mul(channels.checked_next_multiple_of(64)?)?.checked_mul(kh)?.checked_mul(kw)?;
+    let codes = filters.checked_mul(channels.checked_next_multiple_of(64)?)?.checked_mul(taps)?;
     codes.checked_add(filters.checked_mul(8)?)
 }

@@ -50,9 +50,11 @@ function operationsOf({ kernel, operands, params }: Instruction): number {
       return 2 * size * (params.k as number);
     case "matmul":
       return 2 * size * shapeOf(0).at(-1)!;
-    case "conv2d":
-    case "quantized_conv2d":
-      return 2 * size * shapeOf(0).at(-1)! * (params.kh as number) * (params.kw as number);
+    case "conv":
+    case "quantized_conv": {
+      const { kt, kh, kw } = params as { kt: number; kh: number; kw: number };
+      return 2 * size * shapeOf(0).at(-1)! * kt * kh * kw;
+    }
     case "attention": {
       const [queries, keys] = [shapeOf(0)[2]!, shapeOf(1)[2]!];
       // Of a causal square, half is seen.
@@ -81,7 +83,7 @@ const OPERATIONS: Partial<Record<Instruction["kernel"], number>> = {
 const FLOATS: Partial<Record<Dtype, Arithmetic>> = { bf16: "bf16" };
 
 function arithmeticOf({ kernel, operands, params }: Instruction): Arithmetic {
-  const multiplies = ["linear", "quantized_linear", "conv2d", "quantized_conv2d", "attention"].includes(kernel);
+  const multiplies = ["linear", "quantized_linear", "conv", "quantized_conv", "attention"].includes(kernel);
   if (params.rows === "int8" || params.rows === "int8_asym") return multiplies ? "int8" : "f32";
   return multiplies ? FLOATS[operands[0]!.storage.dtype] ?? "f32" : "f32";
 }

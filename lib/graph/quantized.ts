@@ -82,11 +82,11 @@ export function quantizedBytes(format: WeightFormat, rows: number, columns: numb
 /**
  * Bytes of a packed quantized convolution's weight: one byte a code, then eight for each filter.
  *
- * @param shape Filters, channels, kernel height and width.
+ * @param shape Filters, channels, and the kernel's sizes.
  * @returns The bytes, the same on every level.
  */
-export function quantizedConvBytes([filters, channels, kh, kw]: readonly [number, number, number, number]): number {
-  return roundUp(filters, 64) * roundUp(channels, 64) * kh * kw + 8 * roundUp(filters, 64);
+export function quantizedConvBytes([filters, channels, ...kernel]: readonly [number, number, ...number[]]): number {
+  return roundUp(filters, 64) * roundUp(channels, 64) * kernel.reduce((a, b) => a * b, 1) + 8 * roundUp(filters, 64);
 }
 
 /**

@@ -5,6 +5,7 @@
  */
 
 import { DenoiseError, OutputError } from "../errors.ts";
+import { readInput } from "./input.ts";
 import { channelsOf, decodePng, encodePng, type Pixels } from "./png.ts";
 import { messageOf } from "../tensor/output.ts";
 
@@ -101,19 +102,7 @@ export class Image implements Pixels {
    * @throws {DenoiseError} If it cannot be read or is not a PNG
    */
   static async open(path: string | URL): Promise<Image> {
-    const file = String(path);
-    let bytes: Uint8Array;
-    try {
-      bytes = await Deno.readFile(path);
-    } catch (cause) {
-      const remedy = cause instanceof Deno.errors.NotFound
-        ? "check the path"
-        : cause instanceof Deno.errors.NotCapable
-        ? "run with --allow-read for it"
-        : "check that it is a file that can be read";
-      throw new DenoiseError(`Cannot open ${file}: ${messageOf(cause)}; ${remedy}`, { file, cause });
-    }
-    return new Image(await decodePng(bytes, { file }));
+    return new Image(await decodePng(await readInput(path), { file: String(path) }));
   }
 
   /**
@@ -202,7 +191,7 @@ export class Image implements Pixels {
   }
 }
 
-/** The settings that make a picture again. */
+/** The settings that make a picture or a video again. */
 export interface GenerationSettings {
   /** The checkpoint: a folder's name, a hub id or a URL. */
   model?: string;
@@ -224,6 +213,14 @@ export interface GenerationSettings {
   width: number;
   /** Rows. */
   height: number;
+  /** Frames, where a video was made. */
+  numFrames?: number;
+  /** Frames a second, where a video was made. */
+  fps?: number;
+  /** The scheduler's class, where a pipeline takes several. */
+  scheduler?: string;
+  /** Whether guidance grew from step to step. */
+  useDynamicCfg?: boolean;
   /** The most tokens of the second text encoder. */
   maxSequenceLength?: number;
   /** The dtype that the model ran in. */
@@ -236,31 +233,34 @@ export interface GenerationSettings {
   index?: number;
 }
 
-const TEXTS = ["model", "prompt", "prompt2", "negativePrompt", "dtype", "quantization"] as const;
+const TEXTS = ["model", "prompt", "prompt2", "negativePrompt", "scheduler", "dtype", "quantization"] as const;
+const SWITCHES = ["useDynamicCfg"] as const;
 const NUMBERS = [
   "numInferenceSteps",
   "guidanceScale",
   "trueCfgScale",
   "width",
   "height",
+  "numFrames",
+  "fps",
   "maxSequenceLength",
   "batchSize",
   "index",
 ] as const;
 
 /**
- * Settings as a picture's metadata: diffusers' words as keywords.
+ * Settings as a picture's or video's metadata: diffusers' words as keywords.
  *
- * @param settings The settings
+ * @param settings The settings, as far as they are known
  * @param options The version of denoise, for the keyword `Software`
  * @returns Texts by keyword
  */
 export function settingsToMetadata(
-  settings: GenerationSettings,
+  settings: Partial<GenerationSettings>,
   options: { version?: string } = {},
 ): Record<string, string> {
   const metadata: Record<string, string> = {};
-  for (const key of [...TEXTS, "seed", ...NUMBERS] as const) {
+  for (const key of [...TEXTS, "seed", ...NUMBERS, ...SWITCHES] as const) {
     const value = settings[key];
     if (value !== undefined) metadata[keywordOf(key)] = String(value);
   }
@@ -286,7 +286,10 @@ export function settingsFromMetadata(
       `Cannot read settings from ${file ?? "the picture"}: its ${keyword} ${what}; pass a picture that denoise saved`,
       { file, key: keyword },
     );
-  const settings: Partial<Record<keyof GenerationSettings, string | number | bigint>> = {};
+  const settings: Partial<Record<keyof GenerationSettings, string | number | bigint | boolean>> = {};
+  for (const key of SWITCHES) {
+    if (Object.hasOwn(metadata, keywordOf(key))) settings[key] = metadata[keywordOf(key)] === "true";
+  }
   for (const key of [...TEXTS, "seed", ...NUMBERS] as const) {
     const keyword = keywordOf(key);
     const text = Object.hasOwn(metadata, keyword) ? metadata[keyword] : undefined;
@@ -299,7 +302,7 @@ export function settingsFromMetadata(
     } else {
       const isInteger = /^-?\d+$/.test(text);
       const number = Number(text);
-      const needsInteger = key !== "guidanceScale" && key !== "trueCfgScale";
+      const needsInteger = !(["guidanceScale", "trueCfgScale", "fps"] as string[]).includes(key);
       if (text.trim() === "" || !Number.isFinite(number) || (needsInteger && !isInteger)) {
         throw fail(keyword, `is ${JSON.stringify(text.slice(0, 80))}, which is not a number`);
       }

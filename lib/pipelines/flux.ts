@@ -38,7 +38,7 @@ import {
 } from "./flux_functions.ts";
 import { resolveModel } from "./hub.ts";
 import { checkLoadOptions, hubOptions, openPipeline, type PipelineKind, type PipelineLoadOptions } from "./load.ts";
-import { type MemoryPlan, memoryPlan, placeholder, type Use, useOf } from "./memory.ts";
+import { type MemoryPlan, memoryPlan, needsOf, placeholder, type Use, useOf } from "./memory.ts";
 import { Noise, seedsOf } from "./noise.ts";
 import {
   callable,
@@ -834,9 +834,8 @@ class Runner {
 
   /** What each model will need for a job. */
   plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
-    return memoryPlan(this.#uses(this.#check(prompt, options)), {
-      parameters: (part) => this.#functions.parameters(part as FluxPart),
-    });
+    const uses = this.#uses(this.#check(prompt, options));
+    return memoryPlan(needsOf(uses, (part) => this.#functions.parameters(part as FluxPart)));
   }
 
   /** What a picture's file says: all that is needed to make it again, where words and seeds are enough for that. */

@@ -82,42 +82,61 @@ export interface MemoryPlan {
   readonly bytes: number;
 }
 
+/** What one of a phase's models needs. */
+export interface PhaseNeed extends ModelMemory {
+  /** The phase. */
+  readonly phase: Phase;
+  /** The bytes of the values that are there beside its work. */
+  readonly valueBytes: number;
+}
+
 /** Which phase a model runs in. */
 function phaseOf(part: string): Phase {
   return part === "vae" ? "decoding" : part === "transformer" ? "denoising" : "textEncoding";
 }
 
 /**
- * What functions need.
+ * What models need for calls of their functions.
  *
- * @param uses The calls of a run, in their order
- * @param options How many numbers a part was trained on; the bytes that a phase holds besides its calls' values
+ * @param uses The calls, in their order
+ * @param parameters How many numbers a model was trained on
+ * @returns One for each model
+ */
+export function needsOf(uses: readonly Use[], parameters: (part: string) => number): PhaseNeed[] {
+  return [...Map.groupBy(uses, ({ part }) => part)].map(([part, calls]) => {
+    const infos = calls.map(({ inspect }) => inspect());
+    const most = (field: "weightBytes" | "arenaBytes" | "valueBytes") => Math.max(...infos.map((info) => info[field]));
+    return {
+      phase: phaseOf(part),
+      part,
+      parameters: parameters(part),
+      // Several functions of a model read the same weights.
+      weightBytes: most("weightBytes"),
+      workBytes: most("arenaBytes"),
+      valueBytes: most("valueBytes"),
+    };
+  });
+}
+
+/**
+ * What a run needs.
+ *
+ * @param needs What its models need, in the order in which they run
  * @returns By model, by phase, and in all
  */
-export function memoryPlan(
-  uses: readonly Use[],
-  options: { parameters: (part: string) => number; held?: Partial<Readonly<Record<Phase, number>>> },
-): MemoryPlan {
-  const { parameters, held = {} } = options;
-  const models: ModelMemory[] = [];
+export function memoryPlan(needs: readonly PhaseNeed[]): MemoryPlan {
   const phases: PhaseMemory[] = [];
   let [weights, work] = [0, 0];
-  const byPart = Map.groupBy(uses, ({ part }) => part);
   for (const phase of PHASES) {
-    let values = 0;
-    const own = [...byPart].filter(([part]) => phaseOf(part) === phase);
-    for (const [part, calls] of own) {
-      const infos = calls.map(({ inspect }) => inspect());
-      const most = (field: "weightBytes" | "arenaBytes" | "valueBytes") => Math.max(...infos.map((i) => i[field]));
-      // Several functions of a model read the same weights.
-      const weightBytes = most("weightBytes");
-      const workBytes = most("arenaBytes");
-      models.push({ part, parameters: parameters(part), weightBytes, workBytes });
-      weights += weightBytes;
-      work = Math.max(work, workBytes);
-      values = Math.max(values, most("valueBytes"));
-    }
-    if (own.length > 0) phases.push({ phase, bytes: weights + work + values + (held[phase] ?? 0) });
+    const own = needs.filter((need) => need.phase === phase);
+    if (own.length === 0) continue;
+    weights += own.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
+    work = Math.max(work, ...own.map(({ workBytes }) => workBytes));
+    phases.push({ phase, bytes: weights + work + Math.max(...own.map(({ valueBytes }) => valueBytes)) });
   }
-  return { models, phases, bytes: Math.max(...phases.map(({ bytes }) => bytes)) };
+  return {
+    models: needs.map(({ phase: _, valueBytes: __, ...model }) => model),
+    phases,
+    bytes: Math.max(...phases.map(({ bytes }) => bytes)),
+  };
 }

@@ -91,6 +91,13 @@ export class Device implements Disposable {
     return buffer;
   }
 
+  /** @internal Frees the buffer of a leaf that is not used again. */
+  release(leaf: Node): void {
+    const source = sourceOf(leaf);
+    const buffer = this.#leaves.get(leaf) ?? (source?.kind === "buffer" ? source.buffer as NativeBuffer : undefined);
+    buffer?.[Symbol.dispose]();
+  }
+
   /** @internal Whether a leaf's buffer is kept. */
   keeps(leaf: Node): boolean {
     return this.#leaves.has(leaf) || sourceOf(leaf)?.kind === "buffer";

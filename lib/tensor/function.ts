@@ -10,7 +10,7 @@ import { compileConstants, compileGraph, constantKey, type Dump, type Stage } fr
 import { byteSize, type Dtype } from "../graph/dtypes.ts";
 import type { Instruction } from "../graph/lower.ts";
 import { leaf, type Node, RATE, topological } from "../graph/node.ts";
-import { sizeOf } from "../graph/ops.ts";
+import { sameShape, sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { Device } from "./device.ts";
 import { fromSource } from "./source.ts";
@@ -27,6 +27,11 @@ export interface FunctionOptions<I> {
    * brings other tensors for them.
    */
   varying?: readonly (keyof I & string)[];
+  /**
+   * Whether a result with the name of an argument is written over it, so that a state that goes from call to call has
+   * one place: the argument's tensor must not be used again. False by default.
+   */
+  inPlace?: boolean;
 }
 
 /** How a function is called. */
@@ -75,6 +80,8 @@ export interface Port {
   readonly shape: readonly number[];
   /** Its element type. */
   readonly dtype: Dtype;
+  /** The argument that a result is written over, where it is. */
+  readonly replaces?: Node | undefined;
 }
 
 /** A program that is loaded, once it is needed. */
@@ -225,7 +232,7 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
   options: FunctionOptions<I>,
 ): Specialization {
   const start = performance.now();
-  const { varying, name = "" } = options;
+  const { varying, name = "", inPlace = false } = options;
   const placeholders: Record<string, Tensor> = {};
   const given: Port[] = [];
   for (const [argument, { shape, dtype }] of Object.entries(inputs)) {
@@ -235,30 +242,37 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
     given.push({ name: argument, node, shape, dtype });
   }
   const recorded = Object.entries(fn(placeholders as I));
-  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name));
+  const replaced = recorded.map(([result, t]) => {
+    const node = inPlace ? placeholders[result]?.node : undefined;
+    return node && node.dtype === t.dtype && sameShape(node.shape, t.shape) ? node : undefined;
+  });
+  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name), replaced);
   const { stages } = compiled;
+  const results = recorded.map(([result, { shape, dtype }], i): Port => ({
+    name: result,
+    node: compiled.outputs[i]!,
+    shape,
+    dtype,
+    replaces: replaced[i],
+  }));
+  const found = { arguments: given, results, stages };
   return {
-    arguments: given,
-    results: recorded.map(([result, { shape, dtype }], i) => ({
-      name: result,
-      node: compiled.outputs[i]!,
-      shape,
-      dtype,
-    })),
-    stages,
-    info: infoOf(stages, { valueBytes: valueBytes(given, stages), milliseconds: performance.now() - start }),
+    ...found,
+    info: infoOf(stages, { valueBytes: valueBytes(found), milliseconds: performance.now() - start }),
   };
 }
 
 /**
- * The bytes of what is there beside a function's work: arguments, and what its programs write.
+ * The bytes of what is there beside a function's work: arguments, and what its programs write beside those.
  *
- * @param given The arguments.
- * @param stages The programs; the first one's results are weights.
+ * @param specialization The function's ports and programs; the first one's results are weights.
  * @returns The bytes.
  */
-export function valueBytes(given: readonly Port[], stages: readonly Stage[]): number {
-  const written = stages.slice(1).flatMap(({ buffers }) => buffers.filter(({ written }) => written));
+export function valueBytes({ arguments: given, results, stages }: Omit<Specialization, "info">): number {
+  const replacing = new Set(results.filter(({ replaces }) => replaces).map(({ node }) => node));
+  const written = stages.slice(1).flatMap(({ buffers }) =>
+    buffers.filter(({ written, external }) => written && !replacing.has(external!))
+  );
   return given.reduce((sum, { shape, dtype }) => sum + sizeOf(shape) * byteSize(dtype), 0) +
     written.reduce((sum, { size, dtype }) => sum + size * byteSize(dtype), 0);
 }
@@ -292,6 +306,8 @@ interface Call {
   readonly device: Device;
   readonly signal?: AbortSignal | undefined;
   readonly choices?: KernelChoices | undefined;
+  /** Where results are written that have a place already. */
+  readonly places?: Values;
 }
 
 async function runSpecialization(
@@ -311,7 +327,11 @@ async function runSpecialization(
     }
   }
   const kept = specialization.kept?.values ?? NOTHING;
-  const results = await runStage(stages.at(-1)!, [given, constants, kept], call);
+  const known: readonly Values[] = [given, constants, kept];
+  const places = new Map(
+    specialization.results.flatMap(({ node, replaces }) => replaces ? [[node, given.get(replaces)!] as const] : []),
+  );
+  const results = await runStage(stages.at(-1)!, known, call, places);
   return Object.fromEntries(specialization.results.map(({ name, node, shape, dtype }) => {
     const buffer = results.get(node)!;
     return [name, fromSource({ kind: "buffer", buffer }, { shape, dtype, rate: RATE.run })];
@@ -320,20 +340,31 @@ async function runSpecialization(
 
 const NOTHING: Values = new Map();
 
-/** Runs a stage's program on values of several origins; gives the buffers that it wrote, by node. */
-async function runStage(stage: Loaded, values: readonly Values[], call: Call): Promise<Values> {
+/** A node's value, among values of several origins. */
+function find(values: readonly Values[], node: Node): NativeBuffer | undefined {
+  for (const known of values) {
+    const buffer = known.get(node);
+    if (buffer) return buffer;
+  }
+  return undefined;
+}
+
+/**
+ * Runs a stage's program on values of several origins; gives the buffers that it wrote, by node: new ones where they
+ * have no places yet.
+ */
+async function runStage(
+  stage: Loaded,
+  values: readonly Values[],
+  call: Call,
+  places: Values = NOTHING,
+): Promise<Values> {
   const written = new Map<Node, NativeBuffer>();
   if (stage.kernels === 0) return written;
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
-    if (!storage.written) {
-      for (const known of values) {
-        const buffer = known.get(n);
-        if (buffer) return buffer;
-      }
-      return call.device.bufferOf(n);
-    }
-    const buffer = NativeBuffer.create(storage.size * byteSize(storage.dtype));
+    if (!storage.written) return find(values, n) ?? call.device.bufferOf(n);
+    const buffer = places.get(n) ?? NativeBuffer.create(storage.size * byteSize(storage.dtype));
     written.set(n, buffer);
     return buffer;
   });
