@@ -163,7 +163,7 @@ def pipeline(task):
     return {task["mode"]: lambda: pipe(**call, generator=torch.Generator("cpu").manual_seed(seed)).images[0]}
 
 
-KINDS = {"linear": linear, "linear_int8dq": linear_int8dq, "sdpa": sdpa, "conv2d": conv2d, "block": block, "pipeline": pipeline}
+KINDS = {"linear": linear, "linear_int8dq": linear_int8dq, "sdpa": sdpa, "conv2d": conv2d, "conv3d": conv3d, "block": block, "pipeline": pipeline}
 
 
 def timed(function, seconds):

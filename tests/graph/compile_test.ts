@@ -107,7 +107,7 @@ Deno.test("what stands around norms and convolutions of videos is a part of them
   assert.deepEqual(fused.inputs.slice(3), [video.node, before.node]);
   assert.deepEqual(fused.shape, video.shape);
   const step = compileGraph([y.node]).stages.at(-1)!;
-  assert.deepEqual(step.instructions.map(({ kernel }) => kernel), ["group_norm", "conv"], "nothing is copied");
+  assert.deepEqual(step.calls.map(({ kernel }) => kernel), ["group_norm", "conv"], "nothing is copied");
 });
 
 Deno.test("norms and convolutions of videos refuse what does not fit", () => {
