@@ -32,6 +32,20 @@ impl Level {
         }
     }
 
+    /// Lanes of f32 in a register.
+    pub fn lanes(self) -> usize {
+        if self >= Level::Avx512 { 16 } else { 8 }
+    }
+
+    /// How many registers there are.
+    pub fn registers(self) -> usize {
+        match self {
+            Level::Reference | Level::Portable => 8,
+            Level::Avx2 => 16,
+            Level::Avx512 | Level::Avx512Bf16 => 32,
+        }
+    }
+
     /// Whether this CPU has the level's instructions.
     pub fn supported(self) -> bool {
         match self {

@@ -730,6 +730,12 @@ macro_rules! dispatch {
             unsafe fn avx512_bf16 $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
                 unsafe { $kernel::<$crate::simd::Avx512Bf16 $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
             }
+            // Apart, or it is inlined wherever the function is called.
+            #[inline(never)]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn portable $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
+                unsafe { $kernel::<$crate::simd::Portable $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
+            }
             unsafe {
                 match level {
                     #[cfg(target_arch = "x86_64")]
@@ -738,7 +744,7 @@ macro_rules! dispatch {
                     Level::Avx512 => avx512 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx512Bf16 => avx512_bf16 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
-                    _ => $kernel::<$crate::simd::Portable $($(, $g)* $($(, $c)*)?)?>($($arg),*),
+                    _ => portable $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
                 }
             }
         }

@@ -70,6 +70,11 @@ impl<const N: usize> Loops<N> {
         loops
     }
 
+    /// The rows of views that have all axes but the last in common: the inner loop runs over rows.
+    pub fn of_rows(views: &[View; N]) -> Self {
+        Self::new(&views.map(|view| View { rank: view.rank.saturating_sub(1), ..view }), usize::MAX)
+    }
+
     /// How many times the inner loop runs.
     pub fn rows(&self) -> usize {
         self.dims[..self.rank].iter().product()
@@ -102,6 +107,20 @@ impl<const N: usize> Loops<N> {
                 index[axis] = 0;
             }
         }
+    }
+
+    /// Calls `body` with the offsets of each element in a range, counting in order over all axes.
+    #[inline(always)]
+    pub fn each_element(&self, from: usize, to: usize, mut body: impl FnMut([usize; N])) {
+        let mut at = from;
+        self.each(from / self.inner, to.div_ceil(self.inner), |offsets| {
+            let first = at % self.inner;
+            let count = (self.inner - first).min(to - at);
+            for i in first..first + count {
+                body(std::array::from_fn(|k| offsets[k] + i * self.steps[k]));
+            }
+            at += count;
+        });
     }
 }
 

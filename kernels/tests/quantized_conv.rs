@@ -388,7 +388,7 @@ fn refusals() {
     };
     check(&good, &params).unwrap();
     for (index, bad, word) in [
-        (0, view(DType::F32, &[2, 8, 8]), "4 axes"),
+        (0, view(DType::F32, &[2, 8, 8]), "5 axes"),
         (0, view(DType::U8, &[2, 8, 8, 6]), "float"),
         (0, view(DType::BF16, &[2, 8, 8, 6]), "type"),
         (0, view(DType::F32, &[2, 8, 8, 65]), "bytes"),

@@ -100,7 +100,8 @@ export abstract class CogVideoXScheduler {
   }
 
   /**
-   * Lays out the steps of a run: fills {@linkcode timesteps}.
+   * Lays out the steps of a run: fills {@linkcode timesteps}. Where `trailing` ones do not come out even in floats (61
+   * steps of 1000), there is one more, at -1, which diffusers counts from the end.
    *
    * @param options How many steps
    * @throws {RangeError} If there are more than in training, or a timestep lies outside of those
@@ -114,7 +115,7 @@ export abstract class CogVideoXScheduler {
       );
     }
     const timesteps = spacedTimesteps(this.config, numInferenceSteps);
-    const outside = timesteps.find((timestep) => timestep < 0 || timestep >= numTrainTimesteps);
+    const outside = timesteps.find((timestep) => this.alphasCumprod.at(timestep) === undefined);
     if (outside !== undefined) {
       throw new RangeError(
         `Cannot take a step at ${outside}, outside of the ${numTrainTimesteps} timesteps of the training schedule: ` +
@@ -140,7 +141,7 @@ export abstract class CogVideoXScheduler {
     const previous = timestep - Math.floor(this.config.numTrainTimesteps / this.#steps);
     const final = this.config.setAlphaToOne ? 1 : this.alphasCumprod[0]!;
     return {
-      alpha: this.alphasCumprod[timestep]!,
+      alpha: this.alphasCumprod.at(timestep)!,
       alphaPrev: previous < 0 ? final : this.alphasCumprod[previous]!,
       last: previous < 0,
     };

@@ -106,7 +106,7 @@ export class CogVideoXDPMScheduler extends CogVideoXScheduler {
     const ofNoise = round(sqrt(round(1 - alphaPrev)) * sqrt(round(1 - round(Math.exp(round(-2 * h))))));
     let [ofNew, ofOld] = [1, 0];
     if (this.#looksBack(index)) {
-      const earlier = logSnr(this.alphasCumprod[this.timesteps[index - 1]!]!);
+      const earlier = logSnr(this.alphasCumprod.at(this.timesteps[index - 1]!)!);
       const r = round(round(lambda - earlier) / h);
       ofOld = round(1 / round(2 * r));
       ofNew = round(1 + ofOld);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::conv_kernel::few::{FEW, few_block, few_weights};
 use crate::conv_kernel::winograd::{WINDOW, winograd_block, winograd_bytes};
-use crate::conv_kernel::{Arith, CELL, Pairs, Plan, Quantized, TILE_PIXELS, Task, UNITS, Widen, block};
+use crate::conv_kernel::{CELL, FloatPairs, Floats, Method, Plan, Quantized, TILE_PIXELS, Task, UNITS, block};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::schema::DType;
@@ -230,17 +230,23 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
 
 /// Runs a convolution whose weights are, or are decoded to, x's type.
 pub(super) fn run_float(cx: &Cx, args: &Args, p: &Params, quantized: Option<Quantized>) -> Result<()> {
-    match args.view(0).dtype {
-        DType::F32 => run_as::<Widen<f32>>(cx, args, p, quantized),
-        DType::F16 => run_as::<Widen<f16>>(cx, args, p, quantized),
-        _ if cx.level == Level::Avx512Bf16 => run_as::<Pairs>(cx, args, p, quantized),
-        _ => run_as::<Widen<bf16>>(cx, args, p, quantized),
-    }
+    let method = match args.view(0).dtype {
+        DType::F32 => Method::of::<Floats<f32>>(),
+        DType::F16 => Method::of::<Floats<f16>>(),
+        _ if has_pairs(cx.level) => Method::of::<FloatPairs>(),
+        _ => Method::of::<Floats<bf16>>(),
+    };
+    run_as(cx, args, p, method, quantized)
+}
+
+/// Whether bf16 is multiplied in pairs of channels.
+fn has_pairs(level: Level) -> bool {
+    level == Level::Avx512Bf16
 }
 
 /// Filters in a block: two vectors.
 pub(super) fn block_filters(level: Level) -> usize {
-    if level >= Level::Avx512 { 32 } else { 16 }
+    2 * level.lanes()
 }
 
 /// Weights of one block of filters over one range of channels stay in the L2 cache while a slab is swept.
@@ -294,14 +300,22 @@ struct Blocking {
 }
 
 /// Nothing here that changes a sum's order depends on the number of threads.
-fn blocking<A: Arith>(way: Way, p: &Params, channels: usize, out: &View, width: usize, threads: usize) -> Blocking {
+fn blocking(
+    way: Way,
+    method: &Method,
+    p: &Params,
+    channels: usize,
+    out: &View,
+    width: usize,
+    threads: usize,
+) -> Blocking {
     let (pictures, all_rows, all_columns, filters) = (out.dims[0] * out.dims[1], out.dims[2], out.dims[3], out.dims[4]);
     let blocks = filters.div_ceil(width);
     let taps = p.taps();
 
     // The range of channels that is summed at a time: as even as can be.
-    let all_groups = channels.div_ceil(UNITS * A::CHANNELS).max(1);
-    let group_bytes = taps * UNITS * A::CHANNELS * width * size_of::<A::W>();
+    let all_groups = channels.div_ceil(UNITS * method.channels).max(1);
+    let group_bytes = taps * UNITS * method.channels * width * method.weight;
     let most = match way {
         Way::Direct => (PANEL_BYTES / group_bytes).min(PANEL_GROUPS),
         Way::Windows => (WINDOW_RANGE / UNITS).div_ceil(p.kt),
@@ -346,27 +360,28 @@ fn blocking<A: Arith>(way: Way, p: &Params, channels: usize, out: &View, width: 
     Blocking { rows, columns, bands, strips, groups, ranges, splits, alone }
 }
 
-pub(super) fn run_as<A: Arith>(cx: &Cx, args: &Args, p: &Params, quantized: Option<Quantized>) -> Result<()> {
+pub(super) fn run_as(cx: &Cx, args: &Args, p: &Params, method: Method, quantized: Option<Quantized>) -> Result<()> {
     let (Frames { x, out, residual, cache }, weight) = (Frames::of(args), args.view(1));
     if out.is_empty() {
         return Ok(());
     }
-    if !(weight.ptr as usize).is_multiple_of(size_of::<A::W>()) {
+    if !(weight.ptr as usize).is_multiple_of(method.weight) {
         return Err(Error::new(Code::BadArgument, "conv takes a weight aligned to its elements"));
     }
     let (channels, filters) = (x.last(), out.last());
     let taps = p.taps();
     let width = block_filters(cx.level);
     let blocks = filters.div_ceil(width);
-    let small = (p.kh, p.kw, p.stride) == (3, 3, 1) && A::CHANNELS == 1;
+    let small = (p.kh, p.kw, p.stride) == (3, 3, 1) && method.channels == 1;
     let way = match () {
         _ if filters <= FEW && channels >= FEW_CHANNELS => Way::Few,
         _ if small && channels >= WINDOW_CHANNELS && out.dims[2] * out.dims[3] >= WINDOW_PIXELS => Way::Windows,
         _ => Way::Direct,
     };
-    let b = blocking::<A>(way, p, channels, &out, width, cx.pool.threads());
+    let b = blocking(way, &method, p, channels, &out, width, cx.pool.threads());
 
     let mut plan = Plan {
+        method,
         x,
         cache,
         weight: weight.ptr,
@@ -398,11 +413,11 @@ pub(super) fn run_as<A: Arith>(cx: &Cx, args: &Args, p: &Params, quantized: Opti
         let column = kx % p.stride * plan.phase_columns() + kx / p.stride;
         plan.taps.push(kt * plan.frame_bytes() + (ky * plan.groups * plan.columns() + column) * CELL);
     }
-    plan.panel = width * taps * channels.next_multiple_of(A::CHANNELS) * plan.weight_size::<A>();
-    let few_weights = if way == Way::Few { unsafe { few_weights::<A>(cx.level, &plan, width) } } else { Vec::new() };
+    plan.panel = width * taps * channels.next_multiple_of(method.channels) * plan.weight_size();
+    let few_weights = if way == Way::Few { unsafe { few_weights(cx.level, &plan, width) } } else { Vec::new() };
     let (slab_bytes, sum_bytes) = (plan.slab_bytes(), (plan.sums * 4).next_multiple_of(CELL));
     let bytes = match way {
-        Way::Direct => slab_bytes + sum_bytes + plan.decoded_bytes::<A>(width),
+        Way::Direct => slab_bytes + sum_bytes + plan.decoded_bytes(width),
         Way::Windows => winograd_bytes(&plan, width),
         Way::Few => slab_bytes + sum_bytes,
     };
@@ -422,9 +437,9 @@ pub(super) fn run_as<A: Arith>(cx: &Cx, args: &Args, p: &Params, quantized: Opti
             let memory = cx.pool.scratch(thread, bytes);
             let sums = memory.add(slab_bytes) as *mut f32;
             match way {
-                Way::Direct => block::<A>(cx.level, &plan, &task, memory, sums, memory.add(slab_bytes + sum_bytes)),
-                Way::Windows => winograd_block::<A::E>(cx.level, &plan, &task, width, memory),
-                Way::Few => few_block::<A>(cx.level, &plan, &task, &few_weights, memory, sums),
+                Way::Direct => block(cx.level, &plan, &task, memory, sums, memory.add(slab_bytes + sum_bytes)),
+                Way::Windows => winograd_block(cx.level, &plan, &task, width, memory),
+                Way::Few => few_block(cx.level, &plan, &task, &few_weights, memory, sums),
             }
         }
     };
@@ -477,23 +492,22 @@ fn run_pack(cx: &Cx, args: &Args) -> Result<()> {
 
 fn pack_from<F: Element>(cx: &Cx, args: &Args) -> Result<()> {
     match DType::from_code(args.params[0]) {
-        Some(DType::F32) => pack::<F, Widen<f32>>(cx, args),
-        Some(DType::F16) => pack::<F, Widen<f16>>(cx, args),
-        _ if cx.level == Level::Avx512Bf16 => pack::<F, Pairs>(cx, args),
-        _ => pack::<F, Widen<bf16>>(cx, args),
+        Some(DType::F32) => pack::<F, f32>(cx, args, 1),
+        Some(DType::F16) => pack::<F, f16>(cx, args, 1),
+        _ => pack::<F, bf16>(cx, args, if has_pairs(cx.level) { 2 } else { 1 }),
     }
 }
 
-/// Packs float weights of `F` as `A` wants them.
-fn pack<F: Element, A: Arith<W = <A as Arith>::E>>(cx: &Cx, args: &Args) -> Result<()> {
+/// Packs float weights of `F` as `E`, for units of so many channels.
+fn pack<F: Element, E: Element>(cx: &Cx, args: &Args, unit_channels: usize) -> Result<()> {
     let (weight, out) = (args.view(0), args.out());
-    if !(out.ptr as usize).is_multiple_of(A::E::SIZE) {
+    if !(out.ptr as usize).is_multiple_of(E::SIZE) {
         return Err(Error::new(Code::BadArgument, "pack_conv takes an out aligned to its elements"));
     }
-    let out = (out.ptr as *mut A::E, out.len() / A::E::SIZE);
-    let zero = <A::E as Element>::from(0.0);
-    pack_blocks(cx, &weight, A::CHANNELS, out, zero, |at| unsafe {
-        <A::E as Element>::from((*weight.at::<F>(at)).get())
+    let out = (out.ptr as *mut E, out.len() / E::SIZE);
+    let zero = <E as Element>::from(0.0);
+    pack_blocks(cx, &weight, unit_channels, out, zero, |at| unsafe {
+        <E as Element>::from((*weight.at::<F>(at)).get())
     })
 }
 

@@ -6,8 +6,8 @@
 
 use super::conv::{Params, check_operands, pack_blocks, params, reference_of, run_as, run_float};
 use super::*;
-use crate::conv_kernel::integers::{Fours, MOST_PRODUCTS, OFFSET, Twos};
-use crate::conv_kernel::{Quantized, inverse};
+use crate::conv_kernel::integers::{CodeFours, CodePairs, MOST_PRODUCTS, OFFSET};
+use crate::conv_kernel::{Method, Quantized, inverse};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::quant::{Weight, quantized_conv_bytes, quantized_conv_scales};
@@ -112,15 +112,15 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
 }
 
 fn run_integers(cx: &Cx, args: &Args, p: &Params, quantized: Quantized) -> Result<()> {
-    let q = Some(quantized);
-    match (args.view(0).dtype, has_fours(cx.level)) {
-        (DType::F32, true) => run_as::<Fours<f32>>(cx, args, p, q),
-        (DType::F16, true) => run_as::<Fours<f16>>(cx, args, p, q),
-        (_, true) => run_as::<Fours<bf16>>(cx, args, p, q),
-        (DType::F32, false) => run_as::<Twos<f32>>(cx, args, p, q),
-        (DType::F16, false) => run_as::<Twos<f16>>(cx, args, p, q),
-        (_, false) => run_as::<Twos<bf16>>(cx, args, p, q),
-    }
+    let method = match (args.view(0).dtype, has_fours(cx.level)) {
+        (DType::F32, true) => Method::of::<CodeFours<f32>>(),
+        (DType::F16, true) => Method::of::<CodeFours<f16>>(),
+        (_, true) => Method::of::<CodeFours<bf16>>(),
+        (DType::F32, false) => Method::of::<CodePairs<f32>>(),
+        (DType::F16, false) => Method::of::<CodePairs<f16>>(),
+        (_, false) => Method::of::<CodePairs<bf16>>(),
+    };
+    run_as(cx, args, p, method, Some(quantized))
 }
 
 /// Whether integers are multiplied four at a time.

@@ -5,7 +5,8 @@ use super::float::{Packed, steps, with_codec};
 use crate::codes::{CHUNK, Codec, Codes, Int4, Int8, Small};
 use crate::dispatch;
 use crate::error::Result;
-use crate::gemm::{Gemm, Offsets, Pairs, Product, Widened, finish_tile, panel, row_offsets};
+use crate::gemm::{Gemm, Method, Offsets, Strip, finish, panel, row_offsets};
+use crate::level::Level;
 use crate::ops::Cx;
 use crate::schema::Format;
 use crate::simd::Simd;
@@ -13,6 +14,11 @@ use half::bf16;
 
 /// The most rows.
 pub(super) const ROWS: usize = 8;
+/// Whether a level has registers enough for this to pay.
+pub(super) fn runs(level: Level) -> bool {
+    level.registers() >= 16
+}
+
 /// Bytes from the codes that are multiplied to those that are fetched.
 const AHEAD: usize = 4096;
 /// The most rows of one pass over a panel.
@@ -33,18 +39,18 @@ struct Staged {
 unsafe impl Sync for Staged {}
 
 /// `g` by `w`, whose groups are of whole chunks.
-pub(super) fn few<P: Product>(cx: &Cx, g: &Gemm, w: &Packed) -> Result<()> {
+pub(super) fn few(cx: &Cx, g: &Gemm, method: Method, w: &Packed) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
     let rows = g.m.next_multiple_of(TILE);
-    let row = g.k.next_multiple_of(64) / P::STEP;
+    let row = g.k.next_multiple_of(64) / method.step(cx.level);
     let groups = w.groups();
     // The caller is the pool's first thread, whose memory no task needs besides.
     let scratch = unsafe { cx.pool.scratch(0, (rows * (row + groups)) * 4) } as *mut f32;
     let sums = if w.has_zeros() { scratch.wrapping_add(rows * row) } else { std::ptr::null_mut() };
     let staged = Staged { units: scratch, row, sums, groups };
-    unsafe { stage::<P>(cx.level, g, staged, g.k.div_ceil(groups)) };
+    unsafe { stage(cx.level, g, method, staged) };
     let width = panel(cx.level);
     let panels = g.n.div_ceil(width);
     let together = panels.div_ceil(cx.pool.threads() * TASKS).max(1);
@@ -54,7 +60,7 @@ pub(super) fn few<P: Product>(cx: &Cx, g: &Gemm, w: &Packed) -> Result<()> {
         unsafe {
             row_offsets(g, 0, g.m, offsets.as_mut_ptr());
             for panel in task * together..((task + 1) * together).min(panels) {
-                multiply::<P>(cx, g, w, *staged, panel, &offsets);
+                multiply(cx, g, w, *staged, panel, &offsets);
             }
         }
     })
@@ -64,7 +70,7 @@ pub(super) fn few<P: Product>(cx: &Cx, g: &Gemm, w: &Packed) -> Result<()> {
 const TASKS: usize = 8;
 
 /// One panel of columns, all rows.
-unsafe fn multiply<P: Product>(cx: &Cx, g: &Gemm, w: &Packed, x: Staged, panel: usize, offsets: &[Offsets; ROWS]) {
+unsafe fn multiply(cx: &Cx, g: &Gemm, w: &Packed, x: Staged, panel: usize, offsets: &[Offsets; ROWS]) {
     let mut sums = [0f32; 32 * TILE];
     let width = crate::gemm::panel(cx.level);
     for row in (0..g.m).step_by(TILE) {
@@ -77,10 +83,10 @@ unsafe fn multiply<P: Product>(cx: &Cx, g: &Gemm, w: &Packed, x: Staged, panel: 
             };
             macro_rules! rows {
                 ($rows:literal) => {
-                    with_codec!(w.weight, C => if P::STEP == 2 {
-                        tile::<C, Pairs, $rows>(cx.level, w, x, panel, sums.as_mut_ptr())
+                    with_codec!(w.weight, C => if w.pairs {
+                        tile::<C, 2, $rows>(cx.level, w, x, panel, sums.as_mut_ptr())
                     } else {
-                        tile::<C, Widened<f32>, $rows>(cx.level, w, x, panel, sums.as_mut_ptr())
+                        tile::<C, 1, $rows>(cx.level, w, x, panel, sums.as_mut_ptr())
                     })
                 };
             }
@@ -89,48 +95,53 @@ unsafe fn multiply<P: Product>(cx: &Cx, g: &Gemm, w: &Packed, x: Staged, panel: 
                 2 => rows!(2),
                 _ => rows!(4),
             }
-            finish_tile::<P::E>(cx.level, g, sums.as_ptr(), offsets.as_ptr().add(row), rows, panel * width);
+            finish(cx.level, g, sums.as_mut_ptr(), offsets.as_ptr().add(row), rows, panel * width);
         }
     }
 }
 
-dispatch!(fn tile<C: Codec, P: Product; R>(w: &Packed, x: Staged, panel: usize, sums: *mut f32) => tile_on);
+dispatch!(fn tile<C: Codec; STEP, R>(w: &Packed, x: Staged, panel: usize, sums: *mut f32) => tile_on);
 
 /// Sums (R, panel) of a panel and of rows of x.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
-unsafe fn tile_on<S: Codes, C: Codec, P: Product, const R: usize>(w: &Packed, x: Staged, panel: usize, sums: *mut f32) {
-    if P::STEP == 2 && !S::BF16_DOT {
-        unreachable!("pairs are for levels that multiply them");
+unsafe fn tile_on<S: Codes, C: Codec, const STEP: usize, const R: usize>(
+    w: &Packed,
+    x: Staged,
+    panel: usize,
+    sums: *mut f32,
+) {
+    if S::REGISTERS < 16 || STEP == 2 && !S::BF16_DOT {
+        unreachable!("no level multiplies so");
     }
     unsafe {
         let table = S::table(&w.table);
         let zero = S::splat(0.0);
         let mut chunk = w.chunk(panel, 2 * S::LANES, 0);
         let mut units = x.units as *const f32;
-        let chunks = x.row * P::STEP / CHUNK;
+        let chunks = x.row * STEP / CHUNK;
         let chunks = if x.groups > 1 { w.weight.group / CHUNK } else { chunks };
         let mut total = [[zero; 2]; R];
         for group in 0..x.groups {
             // Two sums each, or every step would wait for the last.
             let mut acc = [[[zero; 2]; 2]; R];
             for _ in 0..chunks {
-                steps!(STEP => {
+                steps!(S, PLACE => {
                     // As many lines as the chunk has, of one to come.
-                    if STEP * 64 < 8 * S::LANES * C::BITS {
-                        S::prefetch(chunk.wrapping_add(AHEAD + STEP * 64));
+                    if PLACE * 64 < 8 * S::LANES * C::BITS {
+                        S::prefetch(chunk.wrapping_add(AHEAD + PLACE * 64));
                     }
                     for v in 0..2 {
-                        if P::STEP == 2 {
-                            let pairs = C::pairs::<S>(table, chunk, v, STEP);
+                        if STEP == 2 {
+                            let pairs = C::pairs::<S>(table, chunk, v, PLACE);
                             for r in 0..R {
-                                let x = S::splat(*units.add(r * x.row + STEP));
-                                acc[r][v][STEP % 2] = S::dot_bf16(acc[r][v][STEP % 2], x, pairs);
+                                let x = S::splat(*units.add(r * x.row + PLACE));
+                                acc[r][v][PLACE % 2] = S::dot_bf16(acc[r][v][PLACE % 2], x, pairs);
                             }
                         } else {
-                            let (even, odd) = C::values::<S>(table, chunk, v, STEP);
+                            let (even, odd) = C::values::<S>(table, chunk, v, PLACE);
                             for r in 0..R {
-                                let x = units.add(r * x.row + 2 * STEP);
+                                let x = units.add(r * x.row + 2 * PLACE);
                                 acc[r][v][0] = S::fma(S::splat(*x), even, acc[r][v][0]);
                                 acc[r][v][1] = S::fma(S::splat(*x.add(1)), odd, acc[r][v][1]);
                             }
@@ -138,7 +149,7 @@ unsafe fn tile_on<S: Codes, C: Codec, P: Product, const R: usize>(w: &Packed, x:
                     }
                 });
                 chunk = chunk.add(8 * S::LANES * C::BITS);
-                units = units.add(CHUNK / P::STEP);
+                units = units.add(CHUNK / STEP);
             }
             for v in 0..2 {
                 let (scale, less) = w.group::<S>(panel, v, group);
@@ -159,34 +170,35 @@ unsafe fn tile_on<S: Codes, C: Codec, P: Product, const R: usize>(w: &Packed, x:
     }
 }
 
-dispatch!(fn stage<P: Product>(g: &Gemm, x: Staged, group: usize) => stage_on);
-
-#[inline(always)]
-unsafe fn stage_on<S: Codes, P: Product>(g: &Gemm, x: Staged, group: usize) {
+/// Writes rows of x as units, and the sums of their groups.
+unsafe fn stage(level: Level, g: &Gemm, method: Method, x: Staged) {
+    let step = method.step(level);
+    let group = g.k.div_ceil(x.groups);
     unsafe {
+        let strip = Strip { a: g.a, first: 0, row: g.a_row, column: 1, rows: g.m, len: g.k };
+        method.stage(level, strip, x.row, x.units);
         for row in 0..g.m.next_multiple_of(TILE) {
             let to = x.units.add(row * x.row);
-            let known = if row < g.m { g.k.div_ceil(P::STEP) } else { 0 };
-            if row < g.m {
-                P::stage::<S>((g.a as *const P::A).add(row * g.a_row), 1, g.k, to);
-            }
+            let known = if row < g.m { g.k.div_ceil(step) } else { 0 };
             std::ptr::write_bytes(to.add(known), 0, x.row - known);
             if !x.sums.is_null() {
                 for i in 0..x.groups {
-                    *x.sums.add(row * x.groups + i) = sum::<S, P>(to.add(i * group / P::STEP), group);
+                    *x.sums.add(row * x.groups + i) = sum(level, to.add(i * group / step), group, step == 2);
                 }
             }
         }
     }
 }
 
+dispatch!(fn sum(units: *const f32, len: usize, pairs: bool) -> f32 => sum_on);
+
 /// The sum of staged values, zeros beyond them up to a whole chunk.
 #[inline(always)]
-unsafe fn sum<S: Simd, P: Product>(units: *const f32, len: usize) -> f32 {
+unsafe fn sum_on<S: Simd>(units: *const f32, len: usize, pairs: bool) -> f32 {
     unsafe {
         let mut sums = S::splat(0.0);
         for i in (0..len).step_by(S::LANES) {
-            let values = if P::STEP == 2 { S::load_bf16((units as *const bf16).add(i)) } else { S::load(units.add(i)) };
+            let values = if pairs { S::load_bf16((units as *const bf16).add(i)) } else { S::load(units.add(i)) };
             sums = S::add(sums, values);
         }
         S::sum(sums)

@@ -12,14 +12,13 @@
 use super::{Args, Shape};
 use crate::dispatch;
 use crate::error::Result;
-use crate::gemm::{Blocks, Gemm, Grouped, Groups, Integers, Product, VNNI_SHIFT, Zeros, gemm, panel};
+use crate::gemm::{Blocks, Bytes, Gemm, Grouped, Groups, Integers, Method, Units, VNNI_SHIFT, Zeros, gemm, panel};
 use crate::level::Level;
 use crate::ops::Cx;
 use crate::quant::rows_scale;
-use crate::schema::{Activation, DType, Format};
+use crate::schema::{Activation, Format};
 use crate::simd::Simd;
 use crate::view::View;
-use half::{bf16, f16};
 
 /// Codes that are unpacked at a time: a group is a multiple of them, or the whole row.
 pub(super) const CHUNK: usize = 32;
@@ -53,7 +52,7 @@ impl Layout {
             shape,
             level,
             width,
-            step: Integers::<f32>::step(level),
+            step: Bytes::step(level),
             zero,
             groups: shape.weight.groups(shape.k).max(1),
             packed: packed.ptr,
@@ -121,14 +120,8 @@ pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()>
         },
         ..super::linear::multiply_of(args, s.n, s.k, act)
     };
-    match (g.out.dtype, grouped) {
-        (DType::F32, false) => gemm::<Integers<f32>>(cx, &g, args.params[9]),
-        (DType::BF16, false) => gemm::<Integers<bf16>>(cx, &g, args.params[9]),
-        (_, false) => gemm::<Integers<f16>>(cx, &g, args.params[9]),
-        (DType::F32, true) => gemm::<Grouped<Integers<f32>>>(cx, &g, args.params[9]),
-        (DType::BF16, true) => gemm::<Grouped<Integers<bf16>>>(cx, &g, args.params[9]),
-        (_, true) => gemm::<Grouped<Integers<f16>>>(cx, &g, args.params[9]),
-    }
+    let method = if grouped { Method::of::<Bytes, Grouped<Integers>>() } else { Method::of::<Bytes, Integers>() };
+    gemm(cx, &g, method, args.params[9])
 }
 
 impl Blocks for Layout {
