@@ -58,7 +58,9 @@ export async function* computeVideoCases(
     }
     const key = `${name}.out.frames`;
     if (!file.tensors.has(key)) continue;
-    const scaled = latents.permute(0, 2, 1, 3, 4).mul(1 / pipe.vae.config.scalingFactor);
+    // What only filled the transformer's tokens stands first.
+    const filling = latents.size(1) - ((numFrames - 1) / pipe.vae.config.temporalCompressionRatio + 1);
+    const scaled = latents.slice(1, filling).permute(0, 2, 1, 3, 4).mul(1 / pipe.vae.config.scalingFactor);
     const { shape, data } = await wholeOf(pipe.vae.decodeFrames(scaled, { device }));
     const pictures: number[] = [];
     for (const video of videos) {

@@ -120,8 +120,6 @@ function numbersOf(bytes: Uint8Array<ArrayBuffer>, dtype: SafetensorsDtype): Arr
   }
 }
 
-const scalarOf = (file: SafetensorsFile, key: string): number => valuesOf(file, key)[0]!;
-
 /** How far values are from a golden; infinite where their number differs, and where one is not finite. */
 function relativeL2(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   if (actual.length !== expected.length) return Infinity;

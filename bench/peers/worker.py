@@ -188,6 +188,7 @@ KINDS = {
     "linear_int8dq": linear_int8dq,
     "sdpa": sdpa,
     "conv2d": conv2d,
+    "conv3d": conv3d,
     "block": block,
     "cogvideox_block": cogvideox_block,
     "pipeline": pipeline,
@@ -249,7 +250,8 @@ def main():
             else:
                 raise ValueError(f"unknown request {line.strip()}")
         except Exception as error:  # noqa: BLE001: every failure is the other side's to show
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:400]}
+            # All of its lines: torch.compile says on the first one only that it failed.
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:2000]}
         print(json.dumps(answer), file=answers)
 
 

@@ -37,6 +37,29 @@ export interface ProfileRow {
   readonly ofLimit?: number;
 }
 
+/** What stands for a kernel in programs that were compiled ahead of time: their files do not name them. */
+const UNKNOWN = "compiled ahead of time";
+
+/** A row as it is added up. */
+interface Sum {
+  readonly program: string;
+  readonly op: string;
+  readonly shapes: string | undefined;
+  calls: number;
+  seconds: number;
+  bytes: number;
+  operations: number;
+  /** The seconds that the limits allow. */
+  allowed: number;
+}
+
+function addCost(sum: Sum, call: Instruction, limits: Limits | undefined): void {
+  const { bytes, operations, arithmetic } = costOf(call);
+  sum.bytes += bytes;
+  sum.operations += operations;
+  if (limits) sum.allowed += Math.max(bytes / limits.bytes, operations / limits[arithmetic]);
+}
+
 /** What a profile is made with. */
 export interface ProfileOptions {
   /** What the machine can do, where the share of that is wanted. */
@@ -61,33 +84,29 @@ export class Profile {
    * @returns Rows, those that took longest first
    */
   rows(options: { shapes?: boolean } = {}): ProfileRow[] {
-    const sums = new Map<string, { row: ProfileRow; allowed: number }>();
-    const total = this.#runs.reduce((sum, { seconds }) => sum + seconds.reduce((a, b) => a + b, 0), 0);
+    const sums = new Map<string, Sum>();
     for (const { name, calls, seconds } of this.#runs) {
-      calls.forEach((call, i) => {
-        const shapes = options.shapes ? shapesOf(call) : undefined;
-        const key = [name, call.kernel, shapes].join("\n");
-        const { bytes, operations, arithmetic } = costOf(call);
-        const known = sums.get(key);
-        const sum = (known?.row.seconds ?? 0) + seconds[i]!;
-        const limits = this.#limits;
-        const allowed = (known?.allowed ?? 0) +
-          (limits ? Math.max(bytes / limits.bytes, operations / limits[arithmetic]) : 0);
-        const row: ProfileRow = {
-          program: name,
-          op: call.kernel,
-          ...(shapes === undefined ? {} : { shapes }),
-          calls: (known?.row.calls ?? 0) + 1,
-          seconds: sum,
-          share: sum / total,
-          bytes: (known?.row.bytes ?? 0) + bytes,
-          operations: (known?.row.operations ?? 0) + operations,
-          ...(limits ? { ofLimit: allowed / sum } : {}),
-        };
-        sums.set(key, { row, allowed });
-      });
+      for (const [i, time] of seconds.entries()) {
+        const call = calls[i];
+        const shapes = call && options.shapes ? shapesOf(call) : undefined;
+        const key = [name, call?.kernel, shapes].join("\n");
+        let sum = sums.get(key);
+        if (!sum) {
+          const op = call?.kernel ?? UNKNOWN;
+          sums.set(key, sum = { program: name, op, shapes, calls: 0, seconds: 0, bytes: 0, operations: 0, allowed: 0 });
+        }
+        sum.calls++;
+        sum.seconds += time;
+        if (call) addCost(sum, call, this.#limits);
+      }
     }
-    return [...sums.values()].map(({ row }) => row).toSorted((a, b) => b.seconds - a.seconds);
+    const total = sums.values().reduce((all, { seconds }) => all + seconds, 0);
+    return [...sums.values()].toSorted((a, b) => b.seconds - a.seconds).map(({ allowed, shapes, ...sum }) => ({
+      ...sum,
+      ...(shapes === undefined ? {} : { shapes }),
+      share: sum.seconds / total,
+      ...(this.#limits && sum.op !== UNKNOWN ? { ofLimit: allowed / sum.seconds } : {}),
+    }));
   }
 
   /**
@@ -107,10 +126,12 @@ export class Profile {
     };
     return this.#runs.flatMap(({ name, start, end, calls, seconds }) => {
       let at = start;
-      const kernels = calls.map((call, i) => {
+      const kernels = Array.from(seconds, (time, i) => {
+        const call = calls[i];
+        if (!call) return slice(UNKNOWN, 2, at, at += 1000 * time);
         const { bytes, operations } = costOf(call);
         const args = { shapes: shapesOf(call), bytes, operations };
-        return slice(call.kernel, 2, at, at += 1000 * seconds[i]!, args);
+        return slice(call.kernel, 2, at, at += 1000 * time, args);
       });
       return [slice(name, 1, start, end), ...kernels];
     });

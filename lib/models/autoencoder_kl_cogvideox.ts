@@ -81,7 +81,7 @@ export interface VideoTiling {
 }
 
 /** How a video is encoded. */
-export interface EncodeOptions {
+export interface VideoEncodeOptions {
   /** Where; the default device by default. */
   device?: Device | undefined;
   /** Stops before the next kernel. */
@@ -89,7 +89,7 @@ export interface EncodeOptions {
 }
 
 /** How latents are decoded. */
-export interface DecodeOptions extends EncodeOptions {
+export interface VideoDecodeOptions extends VideoEncodeOptions {
   /**
    * The most bytes that decoding may take, weights included: latents that need more are taken in tiles, as large as
    * they can be. By default they are whole, or in the tiles of `enableTiling`.
@@ -607,7 +607,7 @@ export class AutoencoderKLCogVideoX extends Model {
    * @param options Where; a signal.
    * @returns The distribution of their latents.
    */
-  async encode(x: Tensor, options: EncodeOptions = {}): Promise<LatentDistribution> {
+  async encode(x: Tensor, options: VideoEncodeOptions = {}): Promise<LatentDistribution> {
     const moments = await joinFrames(this.#batches("encode", x, options));
     const { shape: [batch, channels, ...rest], data } = moments;
     const half = data.length / batch / 2;
@@ -629,7 +629,7 @@ export class AutoencoderKLCogVideoX extends Model {
    * @returns Videos, about [-1, 1], f32 (batch, outChannels, frames, height, width).
    * @throws {BudgetError} If the budget is too small for the smallest tile
    */
-  async decode(z: Tensor, options: DecodeOptions = {}): Promise<Tensor> {
+  async decode(z: Tensor, options: VideoDecodeOptions = {}): Promise<Tensor> {
     const { shape, data } = await joinFrames(this.#batches("decode", z, options));
     return tensor(data, { shape });
   }
@@ -643,7 +643,7 @@ export class AutoencoderKLCogVideoX extends Model {
    * @returns The next frames of all videos, about [-1, 1].
    * @throws {BudgetError} If the budget is too small for the smallest tile
    */
-  decodeFrames(z: Tensor, options: DecodeOptions = {}): AsyncGenerator<VideoFrames, void> {
+  decodeFrames(z: Tensor, options: VideoDecodeOptions = {}): AsyncGenerator<VideoFrames, void> {
     return this.#batches("decode", z, options);
   }
 
@@ -727,7 +727,7 @@ export class AutoencoderKLCogVideoX extends Model {
   }
 
   /** Takes frames a few at a time, in tiles where they are wanted. */
-  async *#batches(direction: Direction, x: Tensor, options: DecodeOptions): AsyncGenerator<VideoFrames, void> {
+  async *#batches(direction: Direction, x: Tensor, options: VideoDecodeOptions): AsyncGenerator<VideoFrames, void> {
     const { signal, memoryBudget } = options;
     const shape = this.#check(direction, x);
     const [batch, , frames] = shape;

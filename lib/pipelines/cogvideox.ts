@@ -352,6 +352,23 @@ function pipelineOf(
   });
 }
 
+/**
+ * @internal
+ * What a call will take of the memory, on functions.
+ *
+ * @param parts What the pipeline is besides its models
+ * @param functions Its functions
+ * @param run The call
+ * @returns Bytes
+ */
+export function planCogVideoX(
+  parts: Pick<Parts, "model" | "device" | "dtype" | "scheduler">,
+  functions: CogVideoXFunctions,
+  run: CogVideoXRun,
+): MemoryPlan {
+  return new Runner({ ...parts, tokenizer: undefined }, functions).plan(run);
+}
+
 /** What a loaded pipeline is made of. */
 type Parts = Pick<
   CogVideoXPipeline,
@@ -522,7 +539,7 @@ class Runner {
     const prompts = prompt === undefined ? undefined : promptList(prompt, "prompt");
     const guided = guidanceScale > 1;
     const reads = prompts !== undefined || (guided && negativePromptEmbeds === undefined);
-    if (reads && !(facts.reads && this.#parts.tokenizer)) {
+    if (reads && !facts.reads) {
       const remedy = prompts
         ? "promptEmbeds and negativePromptEmbeds"
         : "negativePromptEmbeds, or a guidanceScale of 1";

@@ -6,6 +6,7 @@
 
 import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
 import { type Compilable, COMPILE_TARGET, type CompileTarget } from "../compile/compile.ts";
+import { type Profile, profile, type ProfileOptions } from "../compile/profile.ts";
 import { ConfigError, DenoiseError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
@@ -184,6 +185,18 @@ export interface FluxPipeline extends Compilable<FluxRun> {
   ): Promise<FluxEmbeddings>;
   /** What a call with the same arguments will take of the memory. Nothing is computed, and no weights are needed. */
   plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
+  /**
+   * Looks at where the time of a call goes. The first call of some shapes also gets weights and programs ready: profile
+   * a later one.
+   *
+   * @param prompt As for a call
+   * @param options As for a call, and what the machine can do
+   * @returns Each kernel's time, as a table by operation and as a trace
+   */
+  profile(
+    prompt: string | readonly string[] | undefined,
+    options?: FluxOptions & ProfileOptions,
+  ): Promise<Profile>;
   /** @internal Runs the models on prompts, on functions of another maker. */
   [CALIBRATION](prompts: readonly string[], options: CalibrationOptions): Promise<void>;
   /** The noise that a run starts from: packed, one row for each picture. */
@@ -351,6 +364,10 @@ function pipelineOf(
       options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
     ) => run.encodePrompt(prompt, options),
     plan: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.plan(prompt, options),
+    profile: async (
+      prompt: string | readonly string[] | undefined,
+      { limits, ...options }: FluxOptions & ProfileOptions = {},
+    ) => (await profile(members.device, () => run.generate(prompt, options), { limits })).profile,
     prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
@@ -389,6 +406,7 @@ type Parts = Omit<
   | "steps"
   | "encodePrompt"
   | "plan"
+  | "profile"
   | "prepareLatents"
   | "rerun"
   | "save"

@@ -306,6 +306,8 @@ interface Call {
   readonly device: Device;
   readonly signal?: AbortSignal | undefined;
   readonly choices?: KernelChoices | undefined;
+  /** Where results are written that have a place already. */
+  readonly places?: Values;
 }
 
 async function runSpecialization(
@@ -327,7 +329,7 @@ async function runSpecialization(
   const kept = specialization.kept?.values ?? NOTHING;
   const known: readonly Values[] = [given, constants, kept];
   const places = new Map(
-    specialization.results.flatMap(({ node, replaces }) => replaces ? [[node, find(known, replaces)!] as const] : []),
+    specialization.results.flatMap(({ node, replaces }) => replaces ? [[node, given.get(replaces)!] as const] : []),
   );
   const results = await runStage(stages.at(-1)!, known, call, places);
   return Object.fromEntries(specialization.results.map(({ name, node, shape, dtype }) => {

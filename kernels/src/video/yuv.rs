@@ -96,7 +96,7 @@ pub struct Picture<'a> {
 }
 
 impl Picture<'_> {
-    /// Appends the picture as RGB.
+    /// Appends the picture as RGB; chroma is interpolated between the middles of the four pixels that each stands for.
     pub fn write_rgb(&self, out: &mut Vec<u8>, colour: Colour) {
         let (black, luma, chroma) = colour.scales();
         let gain = 255.0 / luma;
@@ -105,22 +105,34 @@ impl Picture<'_> {
         let b_of_u = (1.0 - colour.blue) * chroma;
         let g_of_u = -colour.blue / colour.green() * b_of_u;
         let g_of_v = -colour.red / colour.green() * r_of_v;
+        let mut rows = [vec![0.0; self.width], vec![0.0; self.width]];
         let start = out.len();
         out.resize(start + self.width * self.height * 3, 0);
-        for (row, rgb) in out[start..].chunks_exact_mut(3 * self.width).enumerate() {
-            let y_row = &self.planes[0][row * self.strides[0]..][..self.width];
-            let half = self.width.div_ceil(2);
-            let u_row = &self.planes[1][row / 2 * self.strides[1]..][..half];
-            let v_row = &self.planes[2][row / 2 * self.strides[1]..][..half];
-            let chroma = u_row.iter().zip(v_row);
-            for ((rgb, y), (&u, &v)) in rgb.chunks_mut(6).zip(y_row.chunks(2)).zip(chroma) {
-                let (u, v) = (u as f32 - 128.0, v as f32 - 128.0);
-                let [r, g, b] = [r_of_v * v, g_of_u * u + g_of_v * v, b_of_u * u];
-                for (rgb, &y) in rgb.chunks_exact_mut(3).zip(y) {
-                    let y = (y as f32 - black) * gain;
-                    rgb.copy_from_slice(&[round(y + r), round(y + g), round(y + b)]);
-                }
+        for (y, rgb) in out[start..].chunks_exact_mut(3 * self.width).enumerate() {
+            for (plane, row) in self.planes[1..].iter().zip(&mut rows) {
+                self.interpolate(plane, y, row);
             }
+            let luma = &self.planes[0][y * self.strides[0]..][..self.width];
+            let [u_row, v_row] = &rows;
+            for ((rgb, &y), (&u, &v)) in rgb.chunks_exact_mut(3).zip(luma).zip(u_row.iter().zip(v_row)) {
+                let y = (y as f32 - black) * gain;
+                rgb[0] = round(y + r_of_v * v);
+                rgb[1] = round(y + g_of_u * u + g_of_v * v);
+                rgb[2] = round(y + b_of_u * u);
+            }
+        }
+    }
+
+    /// Chroma at each pixel of a row: the nearest value counts three times what the next one does, both ways.
+    fn interpolate(&self, plane: &[u8], y: usize, out: &mut [f32]) {
+        let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
+        let beside =
+            |i: usize, end: usize| (if i % 2 == 0 { (i / 2).saturating_sub(1) } else { i / 2 + 1 }).min(end - 1);
+        let near = &plane[y / 2 * self.strides[1]..][..width];
+        let next = &plane[beside(y, height) * self.strides[1]..][..width];
+        let at = |x: usize| 3 * near[x] as u16 + next[x] as u16;
+        for (x, value) in out.iter_mut().enumerate() {
+            *value = (3 * at(x / 2) + at(beside(x, width))) as f32 / 16.0 - 128.0;
         }
     }
 }
