@@ -718,7 +718,7 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx512vbmi2")]
     unsafe fn avx512_bf16<P: Product, const R: usize, const U: usize>(t: Tile) {
         unsafe { P::accumulate::<crate::simd::Avx512Bf16, R, U>(t) }
     }

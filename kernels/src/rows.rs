@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::ops::Cx;
 use crate::simd::{Element, Simd};
-use crate::strided::{Loops, load_step};
+use crate::strided::{Elements, Loops, load_step};
 use crate::view::View;
 use std::any::TypeId;
 
@@ -20,10 +20,10 @@ pub struct RowRange<'a, const N: usize> {
 }
 
 impl<const N: usize> RowRange<'_, N> {
-    /// Calls `body` with the offsets of each row.
+    /// The offsets of each row.
     #[inline(always)]
-    pub fn each(&self, body: impl FnMut([usize; N])) {
-        self.loops.each_element(self.from, self.to, body);
+    pub fn offsets(&self) -> Elements<'_, N> {
+        self.loops.elements(self.from, self.to)
     }
 }
 
@@ -34,7 +34,7 @@ pub fn each_row<const N: usize>(
     body: &(dyn Fn(&RowRange<N>, *mut f32) + Sync),
 ) -> Result<()> {
     let (rows, width) = (views[0].rows(), views[0].last());
-    if rows == 0 || width == 0 {
+    if rows == 0 {
         return Ok(());
     }
     let loops = Loops::of_rows(views);
@@ -58,20 +58,12 @@ pub unsafe fn widened<S: Simd, E: Element>(x: *const E, n: usize, scratch: *mut 
     if TypeId::of::<E>() == TypeId::of::<f32>() {
         return x as *const f32;
     }
-    unsafe { each_vector::<S>(n, |i, count| S::store(scratch.add(i), load_step::<S, E>(x.add(i), 1, count))) };
+    unsafe {
+        for i in (0..n).step_by(S::LANES) {
+            S::store(scratch.add(i), load_step::<S, E>(x.add(i), 1, (n - i).min(S::LANES)));
+        }
+    }
     scratch
-}
-
-/// Calls `body(first, count)` for each vector of n elements; all but the last are whole.
-#[inline(always)]
-pub fn each_vector<S: Simd>(n: usize, mut body: impl FnMut(usize, usize)) {
-    let whole = n - n % S::LANES;
-    for i in (0..whole).step_by(S::LANES) {
-        body(i, S::LANES);
-    }
-    if whole < n {
-        body(whole, n - whole);
-    }
 }
 
 /// The sum of `f` of each vector of a row in f32; lanes beyond it count as `f` of the last argument's lanes, 0.

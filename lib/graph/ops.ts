@@ -462,7 +462,7 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
       const format = needFormat("pack_quantized", params, k);
       needCodes("pack_quantized", codes!, codesType(format, n, k));
       needScales("pack_quantized", format, [n, k], [scale!, zero]);
-      return { shape: [quantizedBytes(format, n, k)], dtype: "u8" };
+      return { shape: [quantizedBytes(format, n, k, zero !== null)], dtype: "u8" };
     },
   },
   quantized_linear: {
@@ -479,7 +479,7 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
         () => `quantized_linear takes x of ${want.dtype} ${text(want.shape)}, got ${x!.dtype} ${text(x!.shape)}`,
       );
       need(
-        weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedBytes(format, n, k)]),
+        weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedBytes(format, n, k, params.zero === 1)]),
         () => `A packed ${format.format} weight of (${n}, ${k}) cannot be ${weight!.dtype} ${text(weight!.shape)}`,
       );
       needVector("quantized_linear", "bias", bias, n);

@@ -67,16 +67,18 @@ export function storedRowBytes(format: Omit<WeightFormat, "group">, columns: num
 }
 
 /**
- * Bytes of a packed weight: codes with rows and columns rounded up to 64, then eight for each group of each row.
+ * Bytes of a packed weight: codes with rows and columns rounded up to 64, a scale and a zero point's byte for each group
+ * of each row, and a word for each row.
  *
  * @param format The format.
  * @param rows Outputs.
  * @param columns Inputs.
+ * @param zero Whether there are zero points.
  * @returns The bytes, the same on every level.
  */
-export function quantizedBytes(format: WeightFormat, rows: number, columns: number): number {
+export function quantizedBytes(format: WeightFormat, rows: number, columns: number, zero: boolean): number {
   const codes = roundUp(rows, 64) * roundUp(columns, 64) * weightBits(format) / 8;
-  return codes + roundUp(rows, 64) * Math.max(1, columns / format.group) * 8;
+  return codes + roundUp(rows, 64) * (Math.max(1, columns / format.group) * (zero ? 5 : 4) + 4);
 }
 
 /**

@@ -4,7 +4,7 @@ use super::quantize_rows::{RowKind, check_out, quantize_widened, reference_row, 
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::rows::{RowRange, each_row, each_vector, sum_of, widened};
+use crate::rows::{RowRange, each_row, sum_of, widened};
 use crate::schema::{DType, Rows};
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, store_step};
@@ -198,7 +198,7 @@ unsafe fn layer_norm_rows_at<S: Simd, E: Element>(norm: &LayerNorm, rows: &RowRa
         let one = S::splat(1.0);
         // The first element and the step.
         let part = |view: Option<View>, at: usize| view.map(|v| (v.at::<E>(at) as *const E, v.strides[v.rank - 1]));
-        rows.each(|[x, out, scale, shift]| {
+        for [x, out, scale, shift] in rows.offsets() {
             let (scale, shift) = (part(norm.scale, scale), part(norm.shift, shift));
             let row = widened::<S, E>(norm.x.at::<E>(x), n, scratch);
             let mean = S::splat(sum_of::<S>(row, n, |v| v) / n as f32);
@@ -207,7 +207,8 @@ unsafe fn layer_norm_rows_at<S: Simd, E: Element>(norm: &LayerNorm, rows: &RowRa
                 S::mul(d, d)
             });
             let factor = S::splat(1.0 / (squares / n as f32 + norm.eps).sqrt());
-            each_vector::<S>(n, |i, count| {
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
                 let mut y = S::mul(S::sub(load_step::<S, f32>(row.add(i), 1, count), mean), factor);
                 if let Some(weight) = norm.weight {
                     y = S::mul(y, load_step::<S, f32>(weight.add(i), 1, count));
@@ -222,9 +223,9 @@ unsafe fn layer_norm_rows_at<S: Simd, E: Element>(norm: &LayerNorm, rows: &RowRa
                     y = S::add(y, load_step::<S, E>(shift.add(i * step), step, count));
                 }
                 norm.target.put::<S, E>(out, (i, count), y, scratch);
-            });
+            }
             norm.target.finish::<S>(out, n, scratch);
-        });
+        }
     }
 }
 
@@ -286,15 +287,16 @@ dispatch! {
 unsafe fn rms_norm_rows_at<S: Simd, E: Element>(norm: &RmsNorm, rows: &RowRange<2>, scratch: *mut f32) {
     unsafe {
         let n = norm.x.last();
-        rows.each(|[x, out]| {
+        for [x, out] in rows.offsets() {
             let row = widened::<S, E>(norm.x.at::<E>(x), n, scratch);
             let factor = rms_factor::<S>(row, n, norm.eps);
-            each_vector::<S>(n, |i, count| {
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
                 let y = rms_vector::<S>(row.add(i), factor, norm.weight.map(|w| w.add(i)), count);
                 norm.target.put::<S, E>(out, (i, count), y, scratch);
-            });
+            }
             norm.target.finish::<S>(out, n, scratch);
-        });
+        }
     }
 }
 

@@ -203,10 +203,10 @@ unsafe fn quantize_range_on<S: Simd, E: Element>(
 ) {
     unsafe {
         let k = x.last();
-        rows.each(|[from, to]| {
+        for [from, to] in rows.offsets() {
             let row = widened::<S, E>(x.at::<E>(from), k, scratch);
             quantize_widened::<S>(row, k, kind, out.at::<u8>(to));
-        });
+        }
     }
 }
 

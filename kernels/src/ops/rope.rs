@@ -4,7 +4,7 @@ use super::norm::{check_rows, check_vector, reference_rms_row, rms_factor, rms_v
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::rows::{RowRange, each_row, each_vector, widened};
+use crate::rows::{RowRange, each_row, widened};
 use crate::schema::DType;
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, store_step};
@@ -133,10 +133,11 @@ unsafe fn rotate_rows_at<S: Simd, E: Element>(rotation: &Rotation, rows: &RowRan
         let mut signs = [1f32; 16];
         signs.iter_mut().step_by(2).for_each(|s| *s = -1.0);
         let signs = S::load(signs.as_ptr());
-        rows.each(|[x, out, cos, sin]| {
+        for [x, out, cos, sin] in rows.offsets() {
             let row = widened::<S, E>(rotation.x.at::<E>(x), n, scratch);
             let factor = rotation.norm.map(|(eps, weight)| (rms_factor::<S>(row, n, eps), weight));
-            each_vector::<S>(n, |i, count| {
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
                 let v = match factor {
                     Some((factor, weight)) => rms_vector::<S>(row.add(i), factor, weight.map(|w| w.add(i)), count),
                     None => load_step::<S, f32>(row.add(i), 1, count),
@@ -146,7 +147,7 @@ unsafe fn rotate_rows_at<S: Simd, E: Element>(rotation: &Rotation, rows: &RowRan
                 let partner = S::mul(S::swap_pairs(v), signs);
                 let y = S::fma(v, cos, S::mul(partner, sin));
                 store_step::<S, E>(rotation.out.at::<E>(out + i), y, 1, count);
-            });
-        });
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::rows::{RowRange, each_row, each_vector, sum_of, widened};
+use crate::rows::{RowRange, each_row, sum_of, widened};
 use crate::schema::{DType, Reduce};
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, store_step};
@@ -61,17 +61,19 @@ dispatch! {
 unsafe fn softmax_rows_at<S: Simd, E: Element>(x: &View, out: &View, rows: &RowRange<2>, scratch: *mut f32) {
     unsafe {
         let n = x.last();
-        rows.each(|[from, to]| {
+        for [from, to] in rows.offsets() {
             let row = widened::<S, E>(x.at::<E>(from), n, scratch);
             let largest = S::splat(largest_of::<S>(row, n));
-            each_vector::<S>(n, |i, count| {
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
                 S::store(scratch.add(i), S::exp(S::sub(load_step::<S, f32>(row.add(i), 1, count), largest)));
-            });
+            }
             let scale = S::splat(1.0 / sum_of::<S>(scratch, n, |v| v));
-            each_vector::<S>(n, |i, count| {
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
                 store_step::<S, E>(out.at::<E>(to + i), S::mul(S::load(scratch.add(i)), scale), 1, count);
-            });
-        });
+            }
+        }
     }
 }
 
@@ -169,7 +171,7 @@ unsafe fn reduce_rows_at<S: Simd, E: Element>(
 ) {
     unsafe {
         let n = x.last();
-        rows.each(|[from, to]| {
+        for [from, to] in rows.offsets() {
             let row = widened::<S, E>(x.at::<E>(from), n, scratch);
             let y = match kind {
                 Reduce::Sum => sum_of::<S>(row, n, |v| v),
@@ -180,6 +182,6 @@ unsafe fn reduce_rows_at<S: Simd, E: Element>(
                 }
             };
             *out.at::<E>(to) = E::from(y);
-        });
+        }
     }
 }

@@ -13,8 +13,8 @@ use crate::gemm::{
 };
 use half::{bf16, f16};
 
-/// A packed weight as a level reads it: panels of chunks of codes, then each panel's scales, group by group, then its
-/// zero points likewise.
+/// A packed weight as a level reads it: panels of chunks of codes, each panel's scales, group by group, and its zero
+/// points likewise.
 pub(super) struct Packed {
     level: Level,
     pub(super) weight: Weight,
@@ -22,7 +22,7 @@ pub(super) struct Packed {
     codes: *const u8,
     scales: *const f32,
     /// Null where there are none.
-    zeros: *const f32,
+    zeros: *const i8,
     pub(super) table: Table,
     /// Whether blocks are decoded to pairs of bf16.
     pub(super) pairs: bool,
@@ -41,16 +41,6 @@ enum Affine {
     Place,
 }
 
-/// Where the codes of a packed weight end.
-fn codes_bytes(s: &Shape) -> usize {
-    s.n.next_multiple_of(64) * s.k.next_multiple_of(64) * s.weight.bits() / 8
-}
-
-/// Scales, or zero points, in a packed weight.
-fn scales_len(s: &Shape) -> usize {
-    s.n.next_multiple_of(64) * s.weight.groups(s.k).max(1)
-}
-
 /// Whether scales and zero points are the same in all of a chunk.
 fn chunked(weight: &Weight, k: usize) -> bool {
     weight.group == k || weight.group.is_multiple_of(CHUNK)
@@ -58,9 +48,9 @@ fn chunked(weight: &Weight, k: usize) -> bool {
 
 impl Packed {
     fn new(level: Level, s: &Shape, packed: *mut u8, zero: bool, pairs: bool) -> Self {
-        let scales = packed.wrapping_add(codes_bytes(s)) as *const f32;
-        let zeros = if zero { scales.wrapping_add(scales_len(s)) } else { std::ptr::null() };
-        Self { level, weight: s.weight, k: s.k, codes: packed, scales, zeros, table: Table::new(&s.weight), pairs }
+        let Parts { codes, scales, zeros, .. } = Parts::of(s, packed);
+        let zeros = if zero { zeros } else { std::ptr::null() };
+        Self { level, weight: s.weight, k: s.k, codes, scales, zeros, table: Table::new(&s.weight), pairs }
     }
 
     /// Whether each column has one scale, which the epilogue applies.
@@ -99,7 +89,7 @@ impl Packed {
         unsafe {
             let at = ((panel * self.groups() + group) * 2 + v) * S::LANES;
             let scale = if self.by_column() { S::splat(1.0) } else { S::load(self.scales.add(at)) };
-            (scale, if self.zeros.is_null() { S::splat(0.0) } else { S::load(self.zeros.add(at)) })
+            (scale, if self.zeros.is_null() { S::splat(0.0) } else { S::integers(self.zeros.add(at) as *const u8) })
         }
     }
 
@@ -255,10 +245,19 @@ pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()>
     }
 }
 
+/// The most rows that are multiplied by codes in registers: none where there are few registers.
+fn few_rows(level: Level) -> usize {
+    match level.registers() {
+        32 => few::ROWS,
+        16 => 8,
+        _ => 0,
+    }
+}
+
 /// Whether floats that are exact in bf16 are multiplied in pairs.
 fn pairs(level: Level, s: &Shape, m: usize) -> bool {
-    // In registers int8 becomes f32 sooner than bf16.
-    level == Level::Avx512Bf16 && chunked(&s.weight, s.k) && (s.weight.format != Format::Int8 || m > few::ROWS)
+    // In registers int8 becomes f32 sooner than bf16, which pays for few rows.
+    level == Level::Avx512Bf16 && chunked(&s.weight, s.k) && (s.weight.format != Format::Int8 || m > 4)
 }
 
 fn multiply<U: Units>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
@@ -283,8 +282,8 @@ fn multiply<U: Units>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result
         (true, true) => Method::of::<U, Pairs>(),
         (true, false) => Method::of::<U, Grouped<Pairs>>(),
     };
-    if g.m <= few::ROWS && few::runs(cx.level) && chunked(&s.weight, s.k) {
-        return few::few(cx, &g, method, &packed);
+    if g.m <= few_rows(cx.level) && chunked(&s.weight, s.k) {
+        return few::few(cx, &g, method, &packed, args.params[9]);
     }
     gemm(cx, &g, method, args.params[9])
 }
@@ -298,9 +297,10 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
     let groups = known.max(1);
     let columns = s.k.next_multiple_of(64);
     let bytes = CHUNK * width * s.weight.bits() / 8;
-    let scales = View { dtype: DType::F32, ptr: out.ptr.wrapping_add(codes_bytes(s)), ..out };
+    let parts = Parts::of(s, out.ptr);
+    unsafe { std::ptr::write_bytes(parts.words, 0, s.n.next_multiple_of(64)) };
     cx.pool.run(s.n.next_multiple_of(64) / width, &|panel, _| {
-        let (codes, scales, out) = (&codes, &scales, &out);
+        let (codes, parts, out) = (&codes, &parts, &out);
         let mut places = [[0u8; 32]; CHUNK];
         for c in 0..columns / CHUNK {
             for column in 0..width {
@@ -325,9 +325,10 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
             let from = row * known + group;
             let inside = row < s.n && group < known;
             unsafe {
-                scales.set(at, if inside { scale.get(from) } else { 0.0 });
-                let zero = zero.filter(|_| inside).map_or(0.0, |zero| zero.get(from));
-                scales.set(scales_len(s) + at, zero);
+                *parts.scales.add(at) = if inside { scale.get(from) } else { 0.0 };
+                if let Some(zero) = zero {
+                    *parts.zeros.add(at) = if inside { *zero.at::<i8>(from) } else { 0 };
+                }
             }
         }
     })
