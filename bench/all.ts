@@ -5,7 +5,7 @@
  * @module
  */
 
-const ALL = ["matmul", "quantized", "attention", "conv2d", "block", "demo", "quality"];
+const ALL = ["matmul", "quantized", "attention", "conv2d", "conv3d", "block", "demo", "quality"];
 
 const names = Deno.args.length > 0 ? Deno.args : ALL;
 for (const name of names) {

@@ -1,13 +1,15 @@
 /**
  * Flux.1-dev's transformer at its real size, 12 billion parameters, with random quantized weights: writes the checkpoint
- * (7 GB in int4wo), loads it, runs a block of each kind and then a whole denoising step at 512 by 512, each in a
- * process of its own: `deno run -A bench/flux_dev.ts [--scheme int4wo] [--dtype bf16] [--only write|double|single|step]`.
+ * (7 GB in int4wo), loads it, runs a block of each kind and then a whole denoising step at 512 by 512, writes it
+ * compiled and says how soon either can step, each in a process of its own:
+ * `deno run -A bench/flux_dev.ts [--scheme int4wo] [--dtype bf16] [--only PART]`.
  *
  * @module
  */
 
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { compile } from "../lib/compile/compile.ts";
 import { formatBytes, formatSeconds } from "../lib/media/progress.ts";
 import { ModelConfig } from "../lib/models/config.ts";
 import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.ts";
@@ -62,7 +64,10 @@ const { values: flags } = parseArgs({
 });
 const scheme = schemeOf(flags.scheme);
 const dtype = flags.dtype as "f32" | "bf16";
+/** A run whose steps are short, to see what comes before them. */
+const SMALL = { size: 64, text: 32 };
 const folder = flags.folder ?? here(`../.cache/flux-dev-${scheme.name}`);
+const compiledFile = `${folder}/compiled.safetensors`;
 
 /** Writes the checkpoint if it is not there: the demo's VAE and scheduler, and the transformer in our saved layout. */
 async function write(): Promise<void> {
@@ -151,20 +156,23 @@ async function block(kind: "double" | "single"): Promise<void> {
   await report(`${kind} block`, median(calls.slice(1)), BLOCK_FLOP, calls[0]!);
 }
 
-/** Whole denoising steps, as the pipeline takes them: the first gets the weights ready, the second is one like all others. */
-async function step(): Promise<void> {
-  const start = performance.now();
-  const pipe = await load();
-  let last = performance.now();
-  console.log(`loaded: ${formatSeconds((last - start) / 1000)}`);
+/** What a run makes, which is what it is compiled for. */
+const runOf = ({ size, text }: { size: number; text: number }) => ({
+  height: size,
+  width: size,
+  maxSequenceLength: text,
+  numInferenceSteps: 2,
+});
+
+/** Seconds of two denoising steps, as the pipeline takes them: the first gets the weights ready. */
+async function steps(pipe: FluxPipeline, { size, text }: { size: number; text: number }): Promise<[number, number]> {
   const seconds: number[] = [];
+  let last = performance.now();
   const { latents } = await pipe(undefined, {
-    promptEmbeds: randomArgument([1, TEXT, CONFIG.joint_attention_dim], dtype),
+    ...runOf({ size, text }),
+    promptEmbeds: randomArgument([1, text, CONFIG.joint_attention_dim], dtype),
     pooledPromptEmbeds: randomArgument([1, CONFIG.pooled_projection_dim], dtype),
     seed: 5,
-    height: SIZE,
-    width: SIZE,
-    numInferenceSteps: 2,
     outputType: "latent",
     onStep: () => {
       const now = performance.now();
@@ -177,7 +185,36 @@ async function step(): Promise<void> {
   });
   const values = await toArray<"f32">(latents.cast("f32"));
   if (!values.every(Number.isFinite)) throw new Error("The latents are not finite");
-  await report("denoising step", seconds[1]!, BLOCKS * BLOCK_FLOP, seconds[0]!);
+  return [seconds[0]!, seconds[1]!];
+}
+
+/** A whole denoising step at full size. */
+async function step(): Promise<void> {
+  const start = performance.now();
+  const pipe = await load();
+  console.log(`loaded: ${formatSeconds((performance.now() - start) / 1000)}`);
+  const [first, second] = await steps(pipe, { size: SIZE, text: TEXT });
+  await report("denoising step", second, BLOCKS * BLOCK_FLOP, first);
+}
+
+/** Seconds until a step can run: loading, and what the first step takes beyond the second. */
+async function ready(name: string, path: string): Promise<void> {
+  const start = performance.now();
+  const pipe = await FluxPipeline.load(path, path === folder ? { textEncoders: false, dtype } : {});
+  const loading = (performance.now() - start) / 1000;
+  const [first, second] = await steps(pipe, SMALL);
+  console.log(
+    `${name}: loaded in ${formatSeconds(loading)}, ready to step after ${(loading + first - second).toFixed(2)} s`,
+  );
+}
+
+/** Writes the file that holds the programs and packed weights, for a small run. */
+async function ahead(): Promise<void> {
+  const compiled = await compile(await load(), { runs: [runOf(SMALL)], autotune: "off" });
+  const start = performance.now();
+  await compiled.save(compiledFile);
+  const { size } = await Deno.stat(compiledFile);
+  console.log(`compiled file: ${formatBytes(size)}, ${formatSeconds((performance.now() - start) / 1000)}`);
 }
 
 const PARTS: Readonly<Record<string, () => Promise<void>>> = {
@@ -185,6 +222,9 @@ const PARTS: Readonly<Record<string, () => Promise<void>>> = {
   double: () => block("double"),
   single: () => block("single"),
   step,
+  ahead,
+  "ready-checkpoint": () => ready("checkpoint", folder),
+  "ready-compiled": () => ready("compiled file", compiledFile),
 };
 
 if (flags.only !== undefined) {

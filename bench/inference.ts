@@ -8,29 +8,22 @@
  * @module
  */
 
-import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
 import { Image } from "../lib/media/image.ts";
-import { formatTable, ProgressBar } from "../lib/media/progress.ts";
 import { AUTOQUANT } from "../lib/pipelines/optimize.ts";
-import { schemeOf, SCHEMES } from "../lib/quantize/schemes.ts";
-import type { Outcome, Task } from "./inference_run.ts";
+import { SCHEMES } from "../lib/quantize/schemes.ts";
 import { replaceFile } from "../lib/tensor/output.ts";
-import { describeMachine } from "./machine.ts";
+import type { Outcome, Task } from "./inference_run.ts";
 import {
-  type Axes,
   checkpointName,
-  combine,
   type Configuration,
-  missing,
   nameOf,
   NONE,
-  readRuns,
+  PICTURES,
   type Row,
   type Runs,
   type Settings,
-  writeRuns,
 } from "./matrix.ts";
+import { execute, MatrixFlags, matrixHelp, runBench, runMatrix } from "./matrix_run.ts";
 import { chartOf, reportOf, schemeOfRow, type Sheet, toSvg } from "./report.ts";
 import { CAPTIONS, openPictures } from "./shapes.ts";
 
@@ -56,8 +49,6 @@ const FLAGS = {
   "out": { fallback: "out/inference", help: "the folder of the results" },
 } as const;
 
-type FlagName = keyof typeof FLAGS;
-
 /** What the command line asks for. */
 interface Wanted {
   readonly configurations: readonly Configuration[];
@@ -67,95 +58,45 @@ interface Wanted {
 }
 
 function parseFlags(args: readonly string[]): Wanted | undefined {
-  const options = Object.fromEntries(
-    Object.entries(FLAGS).map(([name, { fallback }]) => [name, { type: "string" as const, default: fallback }]),
-  );
-  const { values } = parseArgs({ args: [...args], options: { ...options, help: { type: "boolean" } } });
-  if (values.help) return undefined;
-  const list = (name: FlagName) => String(values[name as keyof typeof values]).split(",");
-  const refuse = (name: FlagName, value: string, remedy: string): never => {
-    throw new RangeError(`Cannot use --${name} ${JSON.stringify(value)}: ${remedy}`);
-  };
-  const switches = (name: FlagName) =>
-    list(name).map((value) =>
-      /^(?:true|false)$/.test(value) ? value === "true" : refuse(name, value, "pass true, false, or both")
-    );
-  const counts = (name: FlagName, min = 1) =>
-    list(name).map((value) =>
-      /^\d+$/.test(value) && Number(value) >= min
-        ? Number(value)
-        : refuse(name, value, `pass an integer of at least ${min}`)
-    );
-  const count = (name: FlagName, min = 1) => counts(name, min)[0]!;
-  const schemes = list("quantization");
-  for (const name of schemes) if (name !== NONE && name !== AUTOQUANT) schemeOf(name);
-  const axes: Axes = {
-    ckpt_id: list("ckpt-id"),
-    batch_size: counts("batch-size"),
-    fuse: switches("fuse"),
-    compile: switches("compile"),
-    compile_vae: switches("compile-vae"),
-    quantization: schemes,
-    sparsify: switches("sparsify"),
-  };
-  const configurations = combine(axes);
+  const flags = new MatrixFlags(FLAGS, args);
+  if (flags.help) return undefined;
+  const configurations = PICTURES.combine({
+    ckpt_id: flags.list("ckpt-id"),
+    batch_size: flags.counts("batch-size"),
+    fuse: flags.switches("fuse"),
+    compile: flags.switches("compile"),
+    compile_vae: flags.switches("compile-vae"),
+    quantization: flags.schemes("quantization"),
+    sparsify: flags.switches("sparsify"),
+  });
   if (configurations.length === 0) {
     throw new RangeError("There is nothing to run: --compile-vae goes with --compile true, --sparsify with int8dq");
   }
-  const prompts = Math.min(count("prompts"), CAPTIONS.length);
+  const prompts = Math.min(flags.count("prompts"), CAPTIONS.length);
   return {
     configurations,
     settings: {
       prompts,
-      warmup: count("warmup", 0),
-      runs: count("runs"),
-      num_inference_steps: count("num-inference-steps"),
-      height: count("height"),
-      width: count("width"),
-      max_sequence_length: count("max-sequence-length"),
+      warmup: flags.count("warmup", 0),
+      runs: flags.count("runs"),
+      num_inference_steps: flags.count("num-inference-steps"),
+      height: flags.count("height"),
+      width: flags.count("width"),
+      max_sequence_length: flags.count("max-sequence-length"),
     },
-    sheet: Math.min(count("sheet"), prompts),
-    out: list("out").join(),
+    sheet: Math.min(flags.count("sheet"), prompts),
+    out: flags.text("out"),
   };
 }
 
-function helpText(): string {
-  const rows = Object.entries(FLAGS).map(([name, { fallback, help }]) => ({
-    flag: `  --${name}`,
-    help: `${help} [${fallback}]`,
-  }));
-  return `Runs a part of the matrix; values of a flag are separated by commas.\n\n${
-    formatTable(rows, { header: false })
-  }`;
-}
-
 /** Runs a task in a process of its own. */
-async function execute(task: Task): Promise<Outcome> {
-  const script = fileURLToPath(new URL("inference_run.ts", import.meta.url));
-  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--allow-all", script, JSON.stringify(task)],
-  }).output();
-  const text = new TextDecoder();
-  if (!success) throw new Error(text.decode(stderr).trim());
-  return JSON.parse(text.decode(stdout)) as Outcome;
-}
-
-/** The runs of an earlier call that can be gone on with. */
-async function earlier({ settings, out }: Wanted, machine: string): Promise<Runs> {
-  const found = await readRuns(`${out}/runs.json`);
-  if (!found) return { machine, settings, rows: [] };
-  if (JSON.stringify(found.settings) === JSON.stringify(settings) && found.machine === machine) return found;
-  throw new RangeError(
-    `${out}/runs.json has runs of other settings or another machine (${JSON.stringify(found.settings)}, ` +
-      `${found.machine}): pass the same settings, or another --out`,
-  );
-}
+const executeTask = (task: Task) => execute<Outcome>("inference_run.ts", task);
 
 /** The float pictures of a checkpoint, made where they are not there yet. */
 async function floatPictures(configuration: Configuration, { settings, out }: Wanted): Promise<string> {
   const floats = `${out}/pictures/${checkpointName(configuration.ckpt_id)}-float`;
   const all = await openPictures(floats, settings.prompts).catch(() => undefined);
-  if (!all) await execute({ configuration, settings, pictures: floats, floats: undefined });
+  if (!all) await executeTask({ configuration, settings, pictures: floats, floats: undefined });
   return floats;
 }
 
@@ -182,29 +123,24 @@ async function writeReport(runs: Runs, wanted: Wanted): Promise<void> {
 
 async function main(): Promise<void> {
   const wanted = parseFlags(Deno.args);
-  if (!wanted) return console.log(helpText());
+  if (!wanted) return console.log(matrixHelp(FLAGS));
   const { configurations, settings, out } = wanted;
-  await Deno.mkdir(out, { recursive: true });
-  let runs = await earlier(wanted, await describeMachine());
-  const left = missing(configurations, runs.rows);
-  let failed = 0;
-  using bar = new ProgressBar({ label: "Running", total: configurations.length });
-  bar.update(configurations.length - left.length);
-  for (const [i, configuration] of left.entries()) {
-    try {
+  const { runs, failed } = await runMatrix({
+    matrix: PICTURES,
+    configurations,
+    settings,
+    out,
+    nameOf,
+    run: async (configuration) => {
       const floats = await floatPictures(configuration, wanted);
-      const pictures = `${out}/pictures/${nameOf(configuration)}`;
-      const outcome = await execute({ configuration, settings, pictures, floats });
-      const row: Row = { ...configuration, ...outcome, psnr: outcome.psnr ?? Infinity };
-      runs = { ...runs, rows: [...runs.rows, row] };
-      await writeRuns(out, runs);
-    } catch (error) {
-      failed++;
-      console.error(`\n${nameOf(configuration)} failed: ${(error as Error).message}`);
-    }
-    bar.update(configurations.length - left.length + i + 1);
-  }
-  bar.finish();
+      return await executeTask({
+        configuration,
+        settings,
+        pictures: `${out}/pictures/${nameOf(configuration)}`,
+        floats,
+      });
+    },
+  });
   if (runs.rows.length > 0) {
     await writeReport(runs, wanted);
     console.log(`${out}/report.md`);
@@ -212,10 +148,4 @@ async function main(): Promise<void> {
   if (failed > 0) Deno.exit(1);
 }
 
-try {
-  await main();
-} catch (error) {
-  if (!(error instanceof RangeError || error instanceof SyntaxError || error instanceof TypeError)) throw error;
-  console.error(error.message);
-  Deno.exit(2);
-}
+await runBench(main);

@@ -67,7 +67,7 @@ function quantizationOf(scheme: string, k: number): WeightQuantization | undefin
 export function weightBytes(scheme: string, options: Pick<LinearsOptions, "shape" | "dtype">): number {
   const { shape: [k, n], dtype = "f32" } = options;
   const quantization = quantizationOf(scheme, k);
-  return quantization ? quantizedBytes(quantization, n, k) : n * k * byteSize(dtype);
+  return quantization ? quantizedBytes(quantization, n, k, !quantization.symmetric) : n * k * byteSize(dtype);
 }
 
 /**

@@ -1,5 +1,6 @@
 /**
- * The matrix of runs of `bench/inference.ts`: its configurations, what came of each, and the files that hold that.
+ * Matrices of runs: configurations, what came of each, and the files that hold that. The one of `bench/inference.ts` is
+ * here.
  *
  * @module
  */
@@ -60,55 +61,133 @@ export interface Settings {
 }
 
 /** The runs so far. */
-export interface Runs {
+export interface Runs<S = Settings, R = Row> {
   /** What they ran on. */
   readonly machine: string;
   /** How. */
-  readonly settings: Settings;
+  readonly settings: S;
   /** What came of them. */
-  readonly rows: readonly Row[];
+  readonly rows: readonly R[];
 }
 
 /** The values of each column to combine. */
-export type Axes = { readonly [K in keyof Configuration]: readonly Configuration[K][] };
+export type Axes<C = Configuration> = { readonly [K in keyof C]: readonly C[K][] };
 
-/** The columns of a configuration, in the order in which they are combined: the last one changes fastest. */
-const AXES = [
-  "ckpt_id",
-  "batch_size",
-  "fuse",
-  "compile",
-  "compile_vae",
-  "quantization",
-  "sparsify",
-] as const satisfies readonly (keyof Configuration)[];
+/** A matrix of configurations of type `C`, whose runs have rows of type `R`. */
+export class Matrix<C extends object, R extends C & { readonly psnr: number }> {
+  /** The columns of the files. */
+  readonly columns: readonly (keyof R & string)[];
+  readonly #axes: readonly (keyof C & string)[];
+  readonly #means: (configuration: C) => boolean;
 
-const RESULTS = ["model_memory", "inference_memory", "time", "psnr", "ssim", "accuracy"] as const;
+  /**
+   * A matrix.
+   *
+   * @param options The columns of a configuration, in the order in which they are combined: the last one changes
+   *   fastest; the columns of what came of it; whether a combination means something
+   */
+  constructor(options: {
+    axes: readonly (keyof C & string)[];
+    results: readonly (keyof R & string)[];
+    means: (configuration: C) => boolean;
+  }) {
+    this.#axes = options.axes;
+    this.columns = [...options.axes as readonly (keyof R & string)[], ...options.results];
+    this.#means = options.means;
+  }
 
-/** The columns of the files. */
-export const COLUMNS: readonly (keyof Row)[] = [...AXES, ...RESULTS];
+  /**
+   * Every combination that means something.
+   *
+   * @param axes The values of each column; what stands twice counts once
+   * @returns The configurations
+   */
+  combine(axes: Axes<C>): C[] {
+    let partial: Record<string, unknown>[] = [{}];
+    for (const name of this.#axes) {
+      partial = partial.flatMap((start) =>
+        [...new Set<unknown>(axes[name])].map((value) => ({ ...start, [name]: value }))
+      );
+    }
+    return (partial as C[]).filter(this.#means);
+  }
+
+  /**
+   * The configurations that were not run yet.
+   *
+   * @param configurations All that are wanted
+   * @param rows What there is
+   * @returns The rest, in their order
+   */
+  missing(configurations: readonly C[], rows: readonly C[]): C[] {
+    const keyOf = (configuration: C) => JSON.stringify(this.#axes.map((name) => configuration[name]));
+    const done = new Set(rows.map(keyOf));
+    return configurations.filter((configuration) => !done.has(keyOf(configuration)));
+  }
+
+  /**
+   * The rows as CSV; an infinite number is `inf`.
+   *
+   * @param rows The rows
+   * @returns The text
+   */
+  toCsv(rows: readonly R[]): string {
+    return stringify([...rows], {
+      header: true,
+      columns: [...this.columns],
+      cast: { boolean: String, number: (value) => value === Infinity ? "inf" : String(value) },
+    });
+  }
+
+  /**
+   * Reads the runs of an earlier call.
+   *
+   * @param path The JSON file
+   * @returns The runs; `undefined` where there is no file
+   */
+  async read<S>(path: string): Promise<Runs<S, R> | undefined> {
+    let text: string;
+    try {
+      text = await Deno.readTextFile(path);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return undefined;
+      throw error;
+    }
+    let runs: Runs<S, R>;
+    try {
+      runs = JSON.parse(text) as Runs<S, R>;
+    } catch (cause) {
+      throw new SyntaxError(`Cannot read ${path} as it is not JSON: remove it, or pass another --out`, { cause });
+    }
+    // JSON has no infinite numbers; no run is without a value.
+    return { ...runs, rows: runs.rows.map((row) => ({ ...row, psnr: row.psnr ?? Infinity })) };
+  }
+
+  /**
+   * Writes the runs as JSON and as CSV, each whole or not at all.
+   *
+   * @param folder Where `runs.json` and `runs.csv` go
+   * @param runs The runs
+   */
+  async write<S>(folder: string, runs: Runs<S, R>): Promise<void> {
+    await replaceFile(`${folder}/runs.json`, `${JSON.stringify(runs, null, 2)}\n`);
+    await replaceFile(`${folder}/runs.csv`, this.toCsv(runs.rows));
+  }
+}
+
+/**
+ * The matrix of pictures: the VAE is compiled with the rest or not at all, and pruning goes with int8dq, the one scheme
+ * that stores pruned weights without their zeros.
+ */
+export const PICTURES: Matrix<Configuration, Row> = new Matrix({
+  axes: ["ckpt_id", "batch_size", "fuse", "compile", "compile_vae", "quantization", "sparsify"],
+  results: ["model_memory", "inference_memory", "time", "psnr", "ssim", "accuracy"],
+  means: ({ compile, compile_vae, quantization, sparsify }) =>
+    (compile || !compile_vae) && (!sparsify || quantization === "int8dq"),
+});
 
 /** What a configuration without quantization has in its column. */
 export const NONE = "none";
-
-/**
- * Every combination that means something: the VAE is compiled with the rest or not at all, and pruning goes with
- * int8dq, the one scheme that stores pruned weights without their zeros.
- *
- * @param axes The values of each column; what stands twice counts once
- * @returns The configurations
- */
-export function combine(axes: Axes): Configuration[] {
-  let partial: Record<string, unknown>[] = [{}];
-  for (const name of AXES) {
-    partial = partial.flatMap((start) =>
-      [...new Set<unknown>(axes[name])].map((value) => ({ ...start, [name]: value }))
-    );
-  }
-  return (partial as unknown as Configuration[]).filter(({ compile, compile_vae, quantization, sparsify }) =>
-    (compile || !compile_vae) && (!sparsify || quantization === "int8dq")
-  );
-}
 
 /**
  * A configuration's name, which can be a file's.
@@ -131,67 +210,4 @@ export function nameOf(configuration: Configuration): string {
  */
 export function checkpointName(id: string): string {
   return id.replace(/^[\w+]+:\/+|^(?:\.*\/)+/g, "").replace(/\/+$/, "").replaceAll(/[^\w.]+/g, "_");
-}
-
-/**
- * The configurations that were not run yet.
- *
- * @param configurations All that are wanted
- * @param rows What there is
- * @returns The rest, in their order
- */
-export function missing(configurations: readonly Configuration[], rows: readonly Row[]): Configuration[] {
-  const done = new Set(rows.map(keyOf));
-  return configurations.filter((configuration) => !done.has(keyOf(configuration)));
-}
-
-const keyOf = (configuration: Configuration) => JSON.stringify(AXES.map((name) => configuration[name]));
-
-/**
- * The rows as CSV; an infinite number is `inf`.
- *
- * @param rows The rows
- * @returns The text
- */
-export function toCsv(rows: readonly Row[]): string {
-  return stringify([...rows], {
-    header: true,
-    columns: [...COLUMNS],
-    cast: { boolean: String, number: (value) => value === Infinity ? "inf" : String(value) },
-  });
-}
-
-/**
- * Reads the runs of an earlier call.
- *
- * @param path The JSON file
- * @returns The runs; `undefined` where there is no file
- */
-export async function readRuns(path: string): Promise<Runs | undefined> {
-  let text: string;
-  try {
-    text = await Deno.readTextFile(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
-  let runs: Runs;
-  try {
-    runs = JSON.parse(text) as Runs;
-  } catch (cause) {
-    throw new SyntaxError(`Cannot read ${path} as it is not JSON: remove it, or pass another --out`, { cause });
-  }
-  // JSON has no infinite numbers; no run is without a value.
-  return { ...runs, rows: runs.rows.map((row) => ({ ...row, psnr: row.psnr ?? Infinity })) };
-}
-
-/**
- * Writes the runs as JSON and as CSV, each whole or not at all.
- *
- * @param folder Where `runs.json` and `runs.csv` go
- * @param runs The runs
- */
-export async function writeRuns(folder: string, runs: Runs): Promise<void> {
-  await replaceFile(`${folder}/runs.json`, `${JSON.stringify(runs, null, 2)}\n`);
-  await replaceFile(`${folder}/runs.csv`, toCsv(runs.rows));
 }

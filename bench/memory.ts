@@ -13,11 +13,12 @@ import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.
 import { ModelConfig } from "../lib/models/config.ts";
 import { saveModel } from "../lib/nn/save.ts";
 import { quantize } from "../lib/quantize/quantize.ts";
-import { openCheckpoint, readTensor, type TensorToWrite, writeSafetensors } from "../lib/tensor/safetensors.ts";
+import { openCheckpoint, readTensor } from "../lib/tensor/safetensors.ts";
 import { realize } from "../lib/tensor/realize.ts";
 import { fromSource, tensor } from "../lib/tensor/source.ts";
 import { printMachine } from "./machine.ts";
 import { Table } from "./measure.ts";
+import { writeRandomModel } from "./random_model.ts";
 
 const ROUTES = {
   "after loading": "everything is read into memory, then quantized",
@@ -36,40 +37,6 @@ export interface Cost {
   readonly anonymous: number;
   /** The most memory that holds pages of files, in bytes. */
   readonly mapped: number;
-}
-
-/** Writes a transformer of a configuration with random bf16 weights. */
-export async function writeRandomModel(folder: string, config: Readonly<Record<string, unknown>>): Promise<void> {
-  await Deno.mkdir(folder, { recursive: true });
-  const model = new FluxTransformer2DModel(new ModelConfig(config, "config.json"));
-  const noise = randomBf16(1 << 22);
-  const tensors: TensorToWrite[] = [...model.namedParameters()].map(([name, { shape }], i) => {
-    const bytes = 2 * shape.reduce((a, b) => a * b, 1);
-    const data = async function* () {
-      for (let at = 0; at < bytes;) {
-        // Each tensor starts elsewhere in the noise, so that no two are alike.
-        const start = (2 * 4099 * i + at) % noise.length;
-        const piece = noise.subarray(start, Math.min(noise.length, start + bytes - at));
-        yield piece;
-        at += piece.length;
-      }
-    };
-    return { name, dtype: "BF16", shape, data };
-  });
-  await writeSafetensors(`${folder}/diffusion_pytorch_model.safetensors`, tensors, { metadata: { format: "pt" } });
-  await Deno.writeTextFile(`${folder}/config.json`, JSON.stringify(config));
-}
-
-/** Bytes of bf16 numbers around 0, of at most 1/16. */
-function randomBf16(count: number): Uint8Array<ArrayBuffer> {
-  const bits = new Uint16Array(count);
-  let state = 1;
-  for (let i = 0; i < count; i++) {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    // A sign, an exponent of 2^-12 to 2^-5, and a mantissa.
-    bits[i] = (state >>> 31) << 15 | (115 + (state >>> 28 & 7)) << 7 | state >>> 8 & 127;
-  }
-  return new Uint8Array(bits.buffer);
 }
 
 /** Takes a route to the point at which the first result is there; in a process of its own. */
@@ -129,7 +96,8 @@ async function compareRoutes(scheme: string, double: number, single: number): Pr
   const quantized = `${floats}-${scheme}`;
   if (!await isThere(floats)) {
     const depth = { num_layers: double, num_single_layers: single };
-    await writeRandomModel(floats, { _class_name: "FluxTransformer2DModel", guidance_embeds: true, ...depth });
+    const config = { _class_name: "FluxTransformer2DModel", guidance_embeds: true, ...depth };
+    await writeRandomModel(floats, new FluxTransformer2DModel(new ModelConfig(config, "config.json")));
   }
   const model = await FluxTransformer2DModel.load(floats);
   const report = quantize(model, scheme);

@@ -75,9 +75,18 @@ async function execute(command: string, args: string[]): Promise<void> {
 export async function startPeer(options: { env?: Record<string, string> } = {}): Promise<Peer> {
   await installPeers();
   const args = [here("peers/worker.py"), "--threads", String(THREADS)];
+  // A cache of its own: what another version of PyTorch or a run that was cut off left in the shared one makes
+  // torch.compile fail, and what a good one left there is not compiled, so that its seconds would not count.
+  const cache = await Deno.makeTempDir();
   const process = new Deno.Command(PYTHON, {
     args,
-    env: { HF_HUB_OFFLINE: "1", TRANSFORMERS_VERBOSITY: "error", DIFFUSERS_VERBOSITY: "error", ...options.env },
+    env: {
+      HF_HUB_OFFLINE: "1",
+      TRANSFORMERS_VERBOSITY: "error",
+      DIFFUSERS_VERBOSITY: "error",
+      TORCHINDUCTOR_CACHE_DIR: cache,
+      ...options.env,
+    },
     stdin: "piped",
     stdout: "piped",
     stderr: Deno.env.has("DENOISE_PEER_LOG") ? "inherit" : "null",
@@ -104,6 +113,7 @@ export async function startPeer(options: { env?: Record<string, string> } = {}):
     [Symbol.asyncDispose]: async () => {
       await writer.close();
       await process.status;
+      await Deno.remove(cache, { recursive: true });
     },
   };
 }

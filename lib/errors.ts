@@ -54,6 +54,20 @@ export class OutputError extends DenoiseError {
   override name = "OutputError";
 }
 
+/** A budget of memory that is too small for the least that would do. */
+export class BudgetError extends DenoiseError {
+  /** The class's name. */
+  override name = "BudgetError";
+  /** The bytes that would do. */
+  readonly least: number;
+
+  /** Makes an error from a sentence and the bytes that would do. */
+  constructor(message: string, details: ErrorDetails & { least: number }) {
+    super(message, details);
+    this.least = details.least;
+  }
+}
+
 /** An error of the native library; `code` is one of the library's error codes. */
 export class NativeError extends DenoiseError {
   /** The class's name. */

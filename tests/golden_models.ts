@@ -1,5 +1,7 @@
 import { AutoencoderKL } from "../lib/models/autoencoder_kl.ts";
+import { AutoencoderKLCogVideoX } from "../lib/models/autoencoder_kl_cogvideox.ts";
 import { CLIPTextModel } from "../lib/models/clip_text_model.ts";
+import { CogVideoXTransformer3DModel } from "../lib/models/cogvideox_transformer_3d_model.ts";
 import { ModelConfig } from "../lib/models/config.ts";
 import { FluxTransformer2DModel } from "../lib/models/flux_transformer_2d_model.ts";
 import { T5EncoderModel } from "../lib/models/t5_encoder_model.ts";
@@ -32,8 +34,8 @@ interface Case {
 /** A case's outputs by name. */
 type Outputs = Readonly<Record<string, Tensor>>;
 
-/** What runs one class's cases. */
-type Runner = (c: Case) => Outputs;
+/** What runs one class's cases, on a device. */
+type Runner = (c: Case, device: Device | undefined) => Outputs | Promise<Outputs>;
 
 const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => Promise<Runner>>> = {
   FluxTransformer2DModel: async (folder, checkpoint) => {
@@ -54,6 +56,20 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
       return { sample };
     };
   },
+  CogVideoXTransformer3DModel: async (folder) => {
+    const model = await CogVideoXTransformer3DModel.load(folder);
+    return (c) => {
+      const optional = (argument: string) => c.has(argument) ? c.tensor(argument) : undefined;
+      const [cos, sin] = [optional("rotary_cos"), optional("rotary_sin")];
+      const sample = model.forward({
+        hiddenStates: c.tensor("hidden_states"),
+        encoderHiddenStates: c.tensor("encoder_hidden_states"),
+        temb: model.condition({ timestep: c.tensor("timestep"), ofs: optional("ofs") }),
+        imageRotaryEmb: cos && sin && { cos, sin },
+      });
+      return { sample };
+    };
+  },
   AutoencoderKL: async (folder) => {
     const model = await AutoencoderKL.load(folder);
     return (c) => {
@@ -63,6 +79,26 @@ const RUNNERS: Readonly<Record<string, (folder: string, checkpoint?: string) => 
       else model.disableTiling();
       if (c.name.startsWith("decode")) return { sample: model.decode(c.tensor("latents")) };
       const { mean, logvar } = model.encode(c.tensor("sample"));
+      return { mean, logvar };
+    };
+  },
+  AutoencoderKLCogVideoX: async (folder) => {
+    const model = await AutoencoderKLCogVideoX.load(folder);
+    return async (c, device) => {
+      // A case named "decode_tiled_32" is taken in tiles of 32 pixels, of which a quarter overlaps.
+      const tile = /tiled_(\d+)/.exec(c.name)?.[1];
+      if (tile) {
+        model.enableTiling({
+          tileSampleMinHeight: Number(tile),
+          tileSampleMinWidth: Number(tile),
+          tileOverlapFactorHeight: 0.25,
+          tileOverlapFactorWidth: 0.25,
+        });
+      } else {
+        model.disableTiling();
+      }
+      if (c.name.startsWith("decode")) return { sample: await model.decode(c.tensor("latents"), { device }) };
+      const { mean, logvar } = await model.encode(c.tensor("sample"), { device });
       return { mean, logvar };
     };
   },
@@ -131,7 +167,7 @@ export async function* computeModelCases(
   const run = await RUNNERS[className]!(folder, checkpoint);
   const file = openSafetensors(`${folder}/cases.safetensors`);
   for (const name of new Set([...file.tensors.keys()].map((key) => key.split(".")[0]!))) {
-    const outputs = Object.entries(run(caseOf(file, name, nudge))).filter(([output]) =>
+    const outputs = Object.entries(await run(caseOf(file, name, nudge), device)).filter(([output]) =>
       file.tensors.has(`${name}.out.${output}`)
     );
     const realized = await realize(outputs.map(([, value]) => value), device ? { device } : {});
@@ -155,6 +191,8 @@ export interface Manifest {
 const MANIFESTS: readonly (readonly [RegExp, string])[] = [
   [/^flux.*\.transformer\.json$/, "FluxTransformer2DModel"],
   [/^flux.*\.vae\.json$/, "AutoencoderKL"],
+  [/^cogvideox.*\.transformer\.json$/, "CogVideoXTransformer3DModel"],
+  [/^cogvideox.*\.vae\.json$/, "AutoencoderKLCogVideoX"],
   [/\.text_encoder\.json$/, "CLIPTextModel"],
   [/\.text_encoder_2\.json$/, "T5EncoderModel"],
 ];
@@ -162,7 +200,9 @@ const MANIFESTS: readonly (readonly [RegExp, string])[] = [
 /** The classes by name. */
 const MODELS: Readonly<Record<string, new (config: ModelConfig) => Model>> = {
   AutoencoderKL,
+  AutoencoderKLCogVideoX,
   CLIPTextModel,
+  CogVideoXTransformer3DModel,
   FluxTransformer2DModel,
   T5EncoderModel,
 };

@@ -15,7 +15,10 @@ import { FluxPipeline } from "../lib/pipelines/flux.ts";
 import type { FluxOptions } from "../lib/pipelines/flux.ts";
 import { computeModelCases, type Manifest, manifestDifferences } from "../tests/golden_models.ts";
 import { computeFloatOutput, computeQuantizationCases, type QuantizedCase } from "../tests/golden_quantization.ts";
+import { computeVideoCases } from "../tests/golden_videos.ts";
 import { Tokenizer } from "../lib/pipelines/tokenizer.ts";
+import { CogVideoXDDIMScheduler } from "../lib/schedulers/ddim_cogvideox.ts";
+import { CogVideoXDPMScheduler } from "../lib/schedulers/dpm_cogvideox.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../lib/schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../lib/schedulers/linspace.ts";
 import { bf16BitsToF32, f16BitsToF32 } from "../lib/tensor/convert.ts";
@@ -117,8 +120,6 @@ function numbersOf(bytes: Uint8Array<ArrayBuffer>, dtype: SafetensorsDtype): Arr
   }
 }
 
-const scalarOf = (file: SafetensorsFile, key: string): number => valuesOf(file, key)[0]!;
-
 /** How far values are from a golden; infinite where their number differs, and where one is not finite. */
 function relativeL2(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   if (actual.length !== expected.length) return Infinity;
@@ -163,11 +164,96 @@ async function* checkRandom({ path }: Folder, { tensors }: Run): Outcomes {
   }
 }
 
-/** The configurations that the goldens' schedulers were made with. */
-const SCHEDULERS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
-  flow_match_euler_dev: { use_dynamic_shifting: true, shift: 3 },
-  flow_match_euler_schnell: { use_dynamic_shifting: false, shift: 1 },
+/** What the goldens have of a scheduler besides its configuration. */
+interface SchedulerInputs {
+  /** An input by its name. */
+  readonly values: (name: string) => Float32Array<ArrayBuffer>;
+  /** The latents before the first step. */
+  readonly latents: Float32Array<ArrayBuffer>;
+  /** The model's output at each of the first steps. */
+  readonly outputs: readonly Float32Array<ArrayBuffer>[];
+}
+
+/** What a scheduler computes from them, under the goldens' names. */
+type SchedulerOutputs = Readonly<Record<string, Float32Array<ArrayBuffer> | BigInt64Array<ArrayBuffer>>>;
+
+/** How the goldens' schedulers were made. */
+const SCHEDULERS: Readonly<Record<string, (inputs: SchedulerInputs) => SchedulerOutputs>> = {
+  flow_match_euler_dev: (inputs) => runFlowMatch({ use_dynamic_shifting: true, shift: 3 }, inputs),
+  flow_match_euler_schnell: (inputs) => runFlowMatch({ use_dynamic_shifting: false, shift: 1 }, inputs),
+  cogvideox_ddim: (inputs) => {
+    const scheduler = CogVideoXDDIMScheduler.fromConfig(COGVIDEOX);
+    return runCogVideoX(scheduler, inputs, (output, latents, { index }) => scheduler.step(output, latents, { index }));
+  },
+  cogvideox_dpm: (inputs) => {
+    const scheduler = CogVideoXDPMScheduler.fromConfig(COGVIDEOX);
+    return runCogVideoX(scheduler, inputs, (output, latents, { index, old }) => {
+      // Each step's generator has a seed of its own; its first draw is in the goldens.
+      const drawn = inputs.values(`noise${index}`);
+      const generator = new Generator(1000 + index);
+      generator.randn([drawn.length]);
+      const draws = [drawn, generator.randn([drawn.length])];
+      const noise = scheduler.noise(index, () => draws.shift()!);
+      return scheduler.step(output, latents, { index, noise, oldPredOriginalSample: old });
+    });
+  },
 };
+
+/** The configuration of CogVideoX-2b's schedulers. */
+const COGVIDEOX = {
+  prediction_type: "v_prediction",
+  rescale_betas_zero_snr: true,
+  snr_shift_scale: 3,
+  timestep_spacing: "trailing",
+};
+
+/** The latents after each step. */
+function takeSteps(
+  { latents, outputs }: SchedulerInputs,
+  step: (output: Float32Array, latents: Float32Array, index: number) => Float32Array,
+): Float32Array<ArrayBuffer> {
+  const all = new Float32Array(outputs.length * latents.length);
+  let current: Float32Array = latents;
+  for (const [index, output] of outputs.entries()) {
+    current = step(output, current, index);
+    all.set(current, index * latents.length);
+  }
+  return all;
+}
+
+function runFlowMatch(config: Readonly<Record<string, unknown>>, inputs: SchedulerInputs): SchedulerOutputs {
+  const scheduler = FlowMatchEulerDiscreteScheduler.fromConfig(config);
+  const steps = inputs.values("steps")[0]!;
+  scheduler.setTimesteps({
+    sigmas: linspace(1, 1 / steps, { num: steps }),
+    mu: calculateShift(inputs.values("image_seq_len")[0]!, scheduler.config),
+  });
+  const latents = takeSteps(inputs, (output, latents, index) => scheduler.step(output, latents, { index }));
+  return { sigmas: scheduler.sigmas, timesteps: scheduler.timesteps, latents };
+}
+
+function runCogVideoX(
+  scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
+  inputs: SchedulerInputs,
+  step: (
+    output: Float32Array,
+    latents: Float32Array,
+    options: { index: number; old: Float32Array | undefined },
+  ) => { prevSample: Float32Array; predOriginalSample: Float32Array },
+): SchedulerOutputs {
+  scheduler.setTimesteps({ numInferenceSteps: inputs.values("steps")[0]! });
+  let old: Float32Array | undefined;
+  const latents = takeSteps(inputs, (output, latents, index) => {
+    const { prevSample, predOriginalSample } = step(output, latents, { index, old });
+    old = predOriginalSample;
+    return prevSample;
+  });
+  return {
+    alphas_cumprod: Float32Array.from(scheduler.alphasCumprod),
+    timesteps: BigInt64Array.from(scheduler.timesteps, BigInt),
+    latents,
+  };
+}
 
 async function* checkSchedulers({ path }: Folder, { tensors }: Run): Outcomes {
   const file = openSafetensors(join(path, "cases.safetensors"));
@@ -178,24 +264,23 @@ async function* checkSchedulers({ path }: Folder, { tensors }: Run): Outcomes {
       yield { name, skipped: "a scheduler that denoise does not have yet" };
       continue;
     }
-    const scheduler = FlowMatchEulerDiscreteScheduler.fromConfig(SCHEDULERS[kind]);
-    const steps = scalarOf(file, `${name}.in.steps`);
-    scheduler.setTimesteps({
-      sigmas: linspace(1, 1 / steps, { num: steps }),
-      mu: calculateShift(scalarOf(file, `${name}.in.image_seq_len`), scheduler.config),
-    });
-    const outputs = Float32Array.from(valuesOf(file, `${name}.in.model_outputs`));
-    let latents = Float32Array.from(valuesOf(file, `${name}.in.latents`));
-    const all = new Float32Array(outputs.length);
-    for (let index = 0, start = 0; start < outputs.length; index++, start += latents.length) {
-      latents = scheduler.step(outputs.subarray(start, start + latents.length), latents, { index });
-      all.set(latents, start);
-    }
-    const computed = { sigmas: scheduler.sigmas, timesteps: scheduler.timesteps, latents: all };
-    for (const [what, data] of Object.entries(computed)) {
+    const values = (input: string) => Float32Array.from(valuesOf(file, `${name}.in.${input}`));
+    const latents = values("latents");
+    const all = values("model_outputs");
+    const outputs = Array.from(
+      { length: all.length / latents.length },
+      (_, i) => all.subarray(i * latents.length, (i + 1) * latents.length),
+    );
+    for (const [what, data] of Object.entries(SCHEDULERS[kind]!({ values, latents, outputs }))) {
       const key = `${name}.out.${what}`;
-      tensors.push({ key, dtype: "F32", shape: file.tensors.get(key)!.shape, data });
-      yield { name: key, measure: "differences", error: countDifferences(data, valuesOf(file, key)) };
+      const expected = valuesOf(file, key);
+      const { dtype, shape } = file.tensors.get(key)!;
+      tensors.push({ key, dtype, shape, data });
+      const computed = typeof data[0] === "bigint" ? Float64Array.from(data as BigInt64Array, Number) : data;
+      // Noise is PyTorch's within what its own vector math differs by from CPU to CPU.
+      yield kind === "cogvideox_dpm" && what === "latents"
+        ? { name: key, measure: "largest difference", error: largestDifference(computed as Float32Array, expected) }
+        : { name: key, measure: "differences", error: countDifferences(computed as Float32Array, expected) };
     }
   }
 }
@@ -324,6 +409,22 @@ async function* checkModel({ path }: Folder, { device, tensors }: Run): Outcomes
   for await (const { key, shape, data } of computeModelCases(path, { device })) {
     tensors.push({ key, dtype: "F32", shape, data });
     yield { name: key, measure: "relative L2", error: relativeL2(data, valuesOf(file, key)) };
+  }
+}
+
+/** What a whole run may be from diffusers' own: errors grow from step to step. */
+const RUN_BOUND = 2e-5;
+
+/** Whole runs of CogVideoX: every latent and frame, and the frames of 8 bits a channel. */
+async function* checkVideos({ path }: Folder, { device, tensors }: Run): Outcomes {
+  const file = openSafetensors(join(path, "cases.safetensors"));
+  for await (const { key, shape, data, pictures } of computeVideoCases(path, { device })) {
+    tensors.push({ key, dtype: "F32", shape, data });
+    const expected = valuesOf(file, key);
+    yield { name: key, measure: "relative L2", error: relativeL2(data, expected), bound: RUN_BOUND };
+    if (!pictures) continue;
+    const error = 255 * largestDifference(pictures, expected);
+    yield { name: `${key} as pictures`, measure: "largest difference of 255", error, bound: 0.51 };
   }
 }
 
@@ -465,9 +566,12 @@ async function* checkManifests({ path }: Folder): Outcomes {
 const CHECKERS: Readonly<Record<string, { check: (folder: Folder, run: Run) => Outcomes; everyLevel: boolean }>> = {
   FluxTransformer2DModel: { check: checkModel, everyLevel: true },
   "FluxTransformer2DModel quantized by torchao": { check: checkQuantizedModel, everyLevel: true },
+  CogVideoXTransformer3DModel: { check: checkModel, everyLevel: true },
   AutoencoderKL: { check: checkModel, everyLevel: true },
+  AutoencoderKLCogVideoX: { check: checkModel, everyLevel: true },
   CLIPTextModel: { check: checkModel, everyLevel: true },
   T5EncoderModel: { check: checkModel, everyLevel: true },
+  CogVideoXPipeline: { check: checkVideos, everyLevel: true },
   "flux-dev-bfl": { check: checkSingleFile, everyLevel: true },
   "shapes-flux": { check: checkPictures, everyLevel: true },
   quantization: { check: checkQuantization, everyLevel: true },

@@ -120,7 +120,7 @@ fn main() {
         (0..codes.len()).for_each(|i| unsafe { *codes.ptr.add(i) = ((i * 2_654_435_761) >> 13) as u8 });
         let (_s, scale) = tensor(DType::F32, &[n, k / group]);
         (0..scale.len()).for_each(|i| unsafe { scale.set(i, 0.01) });
-        let bytes = weight.packed_bytes(n, k).unwrap();
+        let bytes = weight.packed_bytes(n, k, false).unwrap();
         let (_b, bias) = tensor(DType::F32, &[n]);
         let (_o, out) = tensor(DType::F32, &[m, n]);
         let copies = if m == 1 { BEYOND_CACHES.div_ceil(bytes) } else { 1 };

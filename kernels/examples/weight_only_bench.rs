@@ -118,7 +118,7 @@ fn main() {
         let floats = copies(floats, float_bytes);
         for name in arg(4, FORMATS).split(',') {
             let (weight, zero, rows) = named(name, k);
-            let bytes = weight.packed_bytes(n, k).unwrap();
+            let bytes = weight.packed_bytes(n, k, zero).unwrap();
             let packed = Memory::new(bytes);
             pack(&cx, &weight, [n, k], zero, rows, dtype, &packed);
             let packed = copies(packed, bytes);
@@ -149,7 +149,7 @@ fn pack(cx: &Cx, weight: &Weight, [n, k]: [usize; 2], zero: bool, rows: Rows, dt
     (0..n * groups).for_each(|i| unsafe { *(scales.ptr() as *mut f32).add(i) = 0.01 });
     let zeros = Memory::new(n * groups);
     let codes_dtype = if weight.format == Format::Int8 { DType::I8 } else { DType::U8 };
-    let bytes = weight.packed_bytes(n, k).unwrap();
+    let bytes = weight.packed_bytes(n, k, zero).unwrap();
     let operands = [
         Some(View::contiguous(codes.ptr(), codes_dtype, &[n, row])),
         Some(View::contiguous(scales.ptr(), DType::F32, &[n, groups])),
@@ -188,7 +188,7 @@ fn times(
     let float_x = Memory::new(m * k * 4);
     let float_view = View::contiguous(float_x.ptr(), DType::F32, &[m, k]);
     fill(&float_view);
-    let bytes = weight.packed_bytes(n, k).unwrap();
+    let bytes = weight.packed_bytes(n, k, zero).unwrap();
     let params = [n, k, 0, weight.format as usize, weight.ebits as usize, weight.mbits as usize, weight.group];
     let params: Vec<u32> =
         params.into_iter().chain([zero as usize, rows as usize, variant()]).map(|p| p as u32).collect();

@@ -132,6 +132,21 @@ pub trait Codes: Simd {
     unsafe fn halves(p: *const u8) -> Self::I {
         unsafe { Self::bytes(p) }
     }
+    /// Of four times as many bytes as lanes the lower halves and the upper ones, less the bytes of `less`. Only where
+    /// `VNNI`, as all below.
+    unsafe fn half_bytes(p: *const u8, less: Self::V) -> [Self::V; 2] {
+        let _ = p;
+        [less; 2]
+    }
+    /// As many bytes as lanes, 8 added to each, four times in its lane.
+    unsafe fn fours_above(p: *const i8) -> Self::V {
+        unsafe { Self::splat(*p as f32) }
+    }
+    /// Twice as many bytes as lanes, in the places of set bits; zeros in the others.
+    unsafe fn expand(p: *const u8, kept: u64) -> Self::V {
+        let _ = p;
+        unsafe { Self::splat(kept as f32) }
+    }
 }
 
 /// `len` codes of fp8 to floats.
@@ -186,6 +201,8 @@ impl Table {
 pub trait Codec: Copy + Send + Sync + 'static {
     /// Bits of a code.
     const BITS: usize;
+    /// After how many steps codes lie as they did before, an even number.
+    const PERIOD: usize;
     /// Places 2 `step` and 2 `step` + 1 of a chunk, of vector `v` of the panel.
     unsafe fn values<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V);
     /// The same as pairs of bf16.
@@ -198,6 +215,7 @@ pub struct Int8;
 
 impl Codec for Int8 {
     const BITS: usize = 8;
+    const PERIOD: usize = 2;
     #[inline(always)]
     unsafe fn values<S: Codes>(_: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V) {
         unsafe {
@@ -220,6 +238,7 @@ pub struct Int4;
 
 impl Codec for Int4 {
     const BITS: usize = 4;
+    const PERIOD: usize = 4;
     #[inline(always)]
     unsafe fn values<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V) {
         unsafe { S::nibbles(table, codes::<S, 4>(chunk, v, step)) }
@@ -236,6 +255,7 @@ pub struct Small<const B: usize>;
 
 impl<const B: usize> Codec for Small<B> {
     const BITS: usize = B;
+    const PERIOD: usize = if 16 % B == 0 { 16 / B } else { CHUNK / 2 };
     #[inline(always)]
     unsafe fn values<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V) {
         unsafe { S::floats::<B>(table, codes::<S, B>(chunk, v, step)) }
@@ -576,6 +596,30 @@ mod x86 {
         #[inline(always)]
         unsafe fn halves(p: *const u8) -> __m512i {
             unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(p as *const __m256i)) }
+        }
+        #[inline(always)]
+        unsafe fn half_bytes(p: *const u8, less: __m512) -> [__m512; 2] {
+            unsafe {
+                let (x, less, mask) = (Self::register(p), _mm512_castps_si512(less), _mm512_set1_epi8(15));
+                let (low, high) = (_mm512_and_si512(x, mask), _mm512_and_si512(_mm512_srli_epi32::<4>(x), mask));
+                [low, high].map(|half| _mm512_castsi512_ps(_mm512_sub_epi8(half, less)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn fours_above(p: *const i8) -> __m512 {
+            unsafe {
+                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p as *const __m128i));
+                let two = _mm512_or_si512(bytes, _mm512_slli_epi32::<8>(bytes));
+                let four = _mm512_or_si512(two, _mm512_slli_epi32::<16>(two));
+                _mm512_castsi512_ps(_mm512_add_epi8(four, _mm512_set1_epi8(8)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn expand(p: *const u8, kept: u64) -> __m512 {
+            unsafe {
+                let bytes = _mm512_zextsi256_si512(_mm256_loadu_si256(p as *const __m256i));
+                _mm512_castsi512_ps(_mm512_maskz_expand_epi8(kept, bytes))
+            }
         }
     }
 

@@ -2,21 +2,23 @@
 //!
 //! A slab is the part of the input that one block of output pixels sees, for a range of channels, with zeros where it
 //! reaches beyond the input. Its cell is one pixel's group of 16 units, a unit being a channel in f32 or a pair of
-//! channels in bf16: 64 bytes, one cache line. Cells lie as (row, group, phase, column), the columns of equal index
-//! modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
+//! channels in bf16: 64 bytes, one cache line. Cells lie as (frame, row, group, phase, column), the columns of equal
+//! index modulo the stride (a phase) side by side, so that neighbouring output pixels always read neighbouring cells and the
 //! tile's loop needs no strides, no borders and no dtypes.
 //!
 //! `winograd` and `few` are other ways over the same slab, for kernels of 3 by 3 and for few filters. Quantized weights
 //! are decoded a block at a time before they are multiplied, or multiplied as integers with an input that is quantized
 //! on its way into the slab; scales wait for the end of the sums.
 
-use crate::activation::act;
+use crate::activation::act_all;
 use crate::dispatch;
-use crate::schema::{Activation, Format};
+use crate::level::Level;
+use crate::schema::{Activation, DType, Format};
 use crate::simd::{Element, Simd};
+use crate::strided::{load_step, store_step};
 use crate::view::View;
-use codes::{Codes, decode};
-use half::bf16;
+use codes::{Narrow, decode};
+use half::{bf16, f16};
 use std::marker::PhantomData;
 
 pub mod codes;
@@ -29,48 +31,55 @@ pub const UNITS: usize = 16;
 /// Bytes of a cell.
 pub const CELL: usize = 64;
 
-/// How values are multiplied: what a unit and its weights are.
+/// How values of x become units.
 #[allow(clippy::missing_safety_doc)]
-pub trait Arith: Copy + Send + Sync + 'static {
+pub trait Input: Copy + Send + Sync + 'static {
     /// The storage of activations.
     type E: Element;
-    /// The storage of weights.
-    type W: Copy;
-    /// Channels in a unit.
-    const CHANNELS: usize;
+    /// How the units are multiplied.
+    type By: Product;
     /// Each byte of a cell of zeros.
     const ZERO: u8 = 0;
     /// Fills a cell from `n` adjacent channels, at least one; nothing beyond them is read. `inverse` is one over the
     /// scale of a quantized input.
-    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const Self::E, n: usize, inverse: f32);
-    /// One unit's weight of one filter of a block, as a unit.
-    unsafe fn weight(w: *const Self::W, filter: usize) -> f32;
-    /// One unit's weights of a vector of filters.
-    unsafe fn weights<S: Codes>(w: *const Self::W) -> S::V;
-    /// sum + unit * weights.
-    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V;
-    /// The sum of the lanes of a sum, as a lane.
-    unsafe fn across<S: Codes>(sum: S::V) -> f32 {
-        unsafe { S::sum(sum) }
+    unsafe fn fill<S: Narrow>(cell: *mut f32, x: *const Self::E, n: usize, inverse: f32);
+}
+
+/// How units and weights are multiplied.
+#[allow(clippy::missing_safety_doc)]
+pub trait Product: Copy + Send + Sync + 'static {
+    /// The storage of weights.
+    type W: Copy;
+    /// The same product of weights that lie as units do.
+    type Units: Product;
+    /// Channels in a unit.
+    const CHANNELS: usize;
+    /// Whether a level multiplies so.
+    fn runs<S: Simd>() -> bool {
+        true
     }
-    /// A sum as floats. `excess` is what a quantized input's codes add to it beyond their values.
-    unsafe fn total<S: Codes>(sum: S::V, excess: S::V) -> S::V {
-        let _ = excess;
-        sum
+    /// One unit's weight of one filter of a block, as a unit.
+    unsafe fn unit(w: *const Self::W, filter: usize) -> f32;
+    /// One unit's weights of a vector of filters.
+    unsafe fn weights<S: Narrow>(w: *const Self::W) -> S::V;
+    /// sum + unit * weights.
+    unsafe fn madd<S: Narrow>(sum: S::V, unit: S::V, weights: S::V) -> S::V;
+    /// The sum of the lanes of a sum, as a lane.
+    unsafe fn across<S: Narrow>(sum: S::V) -> f32 {
+        unsafe { S::sum(sum) }
     }
 }
 
-/// Values widened to f32: input while it is copied into the slab, weights while they are read.
+/// Values widened to f32.
 #[derive(Clone, Copy)]
-pub struct Widen<E>(PhantomData<E>);
+pub struct Floats<E>(PhantomData<E>);
 
-impl<E: Element> Arith for Widen<E> {
+impl<E: Element> Input for Floats<E> {
     type E = E;
-    type W = E;
-    const CHANNELS: usize = 1;
+    type By = Widen<E>;
 
     #[inline(always)]
-    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const E, n: usize, _: f32) {
+    unsafe fn fill<S: Narrow>(cell: *mut f32, x: *const E, n: usize, _: f32) {
         unsafe {
             let mut i = 0;
             while i < UNITS {
@@ -86,31 +95,41 @@ impl<E: Element> Arith for Widen<E> {
             }
         }
     }
+}
+
+/// Weights widened to f32 while they are read.
+#[derive(Clone, Copy)]
+pub struct Widen<E>(PhantomData<E>);
+
+impl<E: Element> Product for Widen<E> {
+    type W = E;
+    type Units = Widen<f32>;
+    const CHANNELS: usize = 1;
+
     #[inline(always)]
-    unsafe fn weight(w: *const E, filter: usize) -> f32 {
+    unsafe fn unit(w: *const E, filter: usize) -> f32 {
         unsafe { (*w.add(filter)).get() }
     }
     #[inline(always)]
-    unsafe fn weights<S: Codes>(w: *const E) -> S::V {
+    unsafe fn weights<S: Narrow>(w: *const E) -> S::V {
         unsafe { E::load::<S>(w) }
     }
     #[inline(always)]
-    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+    unsafe fn madd<S: Narrow>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
         unsafe { S::fma(unit, weights, sum) }
     }
 }
 
 /// Pairs of bf16 for levels that have their dot product.
 #[derive(Clone, Copy)]
-pub struct Pairs;
+pub struct FloatPairs;
 
-impl Arith for Pairs {
+impl Input for FloatPairs {
     type E = bf16;
-    type W = bf16;
-    const CHANNELS: usize = 2;
+    type By = Pairs;
 
     #[inline(always)]
-    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const bf16, n: usize, _: f32) {
+    unsafe fn fill<S: Narrow>(cell: *mut f32, x: *const bf16, n: usize, _: f32) {
         unsafe {
             if n >= 2 * UNITS {
                 std::ptr::copy_nonoverlapping(x as *const u8, cell as *mut u8, CELL);
@@ -125,18 +144,63 @@ impl Arith for Pairs {
             }
         }
     }
+}
+
+/// Products of pairs of bf16.
+#[derive(Clone, Copy)]
+pub struct Pairs;
+
+impl Product for Pairs {
+    type W = bf16;
+    type Units = Pairs;
+    const CHANNELS: usize = 2;
+
+    fn runs<S: Simd>() -> bool {
+        S::BF16_DOT
+    }
     #[inline(always)]
-    unsafe fn weight(w: *const bf16, filter: usize) -> f32 {
+    unsafe fn unit(w: *const bf16, filter: usize) -> f32 {
         unsafe { *(w as *const f32).add(filter) }
     }
     #[inline(always)]
-    unsafe fn weights<S: Codes>(w: *const bf16) -> S::V {
+    unsafe fn weights<S: Narrow>(w: *const bf16) -> S::V {
         unsafe { S::load(w as *const f32) }
     }
     #[inline(always)]
-    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+    unsafe fn madd<S: Narrow>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
         unsafe { S::dot_bf16(sum, unit, weights) }
     }
+}
+
+/// How a convolution multiplies. All code around the loops over elements is compiled once, and calls them through here.
+#[derive(Clone, Copy)]
+pub struct Method {
+    /// Channels in a unit.
+    pub channels: usize,
+    /// Bytes of a weight.
+    pub weight: usize,
+    fill: unsafe fn(Level, &Plan, &Task, usize, (usize, usize), *mut u8),
+    tile: unsafe fn(Level, usize, usize, &Sum, *const u8, *const u8, *mut f32),
+    few_tile: unsafe fn(Level, usize, usize, &Sum, *const u8, *const f32, *mut f32),
+    unit: unsafe fn(*const u8, usize) -> f32,
+}
+
+impl Method {
+    /// That of an input.
+    pub const fn of<I: Input>() -> Self {
+        Self {
+            channels: I::By::CHANNELS,
+            weight: size_of::<<I::By as Product>::W>(),
+            fill: fill_frame::<I>,
+            tile: any_tile::<I::By>,
+            few_tile: few::any_few_tile::<<I::By as Product>::Units>,
+            unit: unit::<I::By>,
+        }
+    }
+}
+
+unsafe fn unit<P: Product>(w: *const u8, filter: usize) -> f32 {
+    unsafe { P::unit(w as *const P::W, filter) }
 }
 
 /// What quantized weights bring along.
@@ -146,15 +210,18 @@ pub struct Quantized {
     pub format: Option<Format>,
     /// A scale for each filter, and for those that fill the last block.
     pub scales: *const f32,
-    /// `Arith::total`'s excess of each filter of `scales`.
+    /// What a quantized input's codes add to the sums of each filter of `scales` beyond their values.
     pub excess: *const f32,
     /// The scale of the input, 1 where it is not quantized.
     pub scale: f32,
 }
 
-/// What all tasks of one convolution share.
+/// What all tasks of one convolution share. Pictures are of (B, T, H, W, C).
 pub struct Plan {
+    pub method: Method,
     pub x: View,
+    /// The frames before x, if not the first again.
+    pub cache: Option<View>,
     /// The packed weights: blocks of filters, each (group, tap, unit, filter of the block).
     pub weight: *const u8,
     pub quantized: Option<Quantized>,
@@ -163,6 +230,7 @@ pub struct Plan {
     pub residual: Option<View>,
     pub out: View,
     pub act: Activation,
+    pub kt: usize,
     pub kh: usize,
     pub kw: usize,
     pub stride: usize,
@@ -197,22 +265,35 @@ impl Plan {
     pub fn columns(&self) -> usize {
         self.phase_columns() * self.stride
     }
+    /// Bytes of one frame of a slab.
+    pub fn frame_bytes(&self) -> usize {
+        self.slab_rows() * self.groups * self.columns() * CELL
+    }
     /// Bytes of a slab.
     pub fn slab_bytes(&self) -> usize {
-        self.slab_rows() * self.groups * self.columns() * CELL
+        self.kt * self.frame_bytes()
+    }
+    /// The frame (H, W, C) that a task sees at one tap in time.
+    fn frame(&self, task: &Task, tap: usize) -> View {
+        let (from, frame) = match ((task.frame + tap).checked_sub(self.kt - 1), &self.cache) {
+            (Some(frame), _) => (&self.x, frame),
+            (None, Some(cache)) => (cache, task.frame + tap),
+            (None, None) => (&self.x, 0),
+        };
+        from.index(task.batch).index(frame)
     }
     /// How weights are decoded before they are multiplied, if they are.
     pub fn decoded(&self) -> Option<Format> {
         self.quantized.and_then(|q| q.format)
     }
     /// Bytes of a stored weight.
-    pub fn weight_size<A: Arith>(&self) -> usize {
-        if self.decoded().is_some() { 1 } else { size_of::<A::W>() }
+    pub fn weight_size(&self) -> usize {
+        if self.decoded().is_some() { 1 } else { self.method.weight }
     }
     /// Bytes of the decoded weights of one block of filters and one range of channels.
-    pub fn decoded_bytes<A: Arith>(&self, width: usize) -> usize {
+    pub fn decoded_bytes(&self, width: usize) -> usize {
         match self.decoded() {
-            Some(_) => self.groups * UNITS * A::CHANNELS * self.taps.len() * width * A::E::SIZE,
+            Some(_) => self.groups * UNITS * self.method.channels * self.taps.len() * width * self.x.dtype.size(),
             None => 0,
         }
     }
@@ -222,6 +303,7 @@ impl Plan {
 #[derive(Clone, Copy)]
 pub struct Task {
     pub batch: usize,
+    pub frame: usize,
     /// The first output row and column.
     pub origin: (usize, usize),
     /// Output rows and columns.
@@ -234,8 +316,8 @@ pub struct Task {
 pub const TILE_PIXELS: usize = 14;
 
 /// The most pixels of a tile that is `vectors` wide: sums, weights and one unit must fit the registers.
-pub const fn tile_pixels<S: Simd>(vectors: usize) -> usize {
-    match (S::REGISTERS, vectors) {
+pub const fn tile_pixels(registers: usize, vectors: usize) -> usize {
+    match (registers, vectors) {
         (32, _) => TILE_PIXELS,
         (16, 2) => 6,
         (16, _) => 12,
@@ -249,16 +331,35 @@ pub fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// Copies the input that a task sees, `channels` of them from `channel` on, into the slab.
+/// Copies the input that a task sees, some channels from a first one on, into the slab.
+unsafe fn fill_slab(level: Level, plan: &Plan, task: &Task, channels: (usize, usize), slab: *mut u8) {
+    for tap in 0..plan.kt {
+        unsafe { (plan.method.fill)(level, plan, task, tap, channels, slab.add(tap * plan.frame_bytes())) };
+    }
+}
+
+dispatch! {
+    fn fill_frame<I: Input>(
+        plan: &Plan, task: &Task, tap: usize, channels: (usize, usize), slab: *mut u8,
+    ) => fill_frame_on
+}
+
+/// The frame of the slab at one tap in time.
 #[inline(always)]
-unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) {
+unsafe fn fill_frame_on<S: Narrow, I: Input>(
+    plan: &Plan,
+    task: &Task,
+    tap: usize,
+    (channel, channels): (usize, usize),
+    slab: *mut u8,
+) {
     unsafe {
-        let x = &plan.x;
-        let (height, width) = (x.dims[1] * plan.upsample, x.dims[2] * plan.upsample);
+        let x = plan.frame(task, tap);
+        let (height, width) = (x.dims[0] * plan.upsample, x.dims[1] * plan.upsample);
         let rows = (task.size.0 - 1) * plan.stride + plan.kh;
         let columns = (task.size.1 - 1) * plan.stride + plan.kw;
         let group_step = plan.columns() * CELL;
-        let per_group = UNITS * A::CHANNELS;
+        let per_group = UNITS * I::By::CHANNELS;
         let groups = channels.div_ceil(per_group);
         let inverse = plan.quantized.map_or(1.0, |q| inverse(q.scale));
         for row in 0..rows {
@@ -266,10 +367,10 @@ unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize
             let y = (task.origin.0 * plan.stride + row).wrapping_sub(plan.pad_top);
             let row_cells = slab.add(row * plan.groups * group_step);
             if y >= height {
-                std::ptr::write_bytes(row_cells, A::ZERO, groups * group_step);
+                std::ptr::write_bytes(row_cells, I::ZERO, groups * group_step);
                 continue;
             }
-            let line = task.batch * x.strides[0] + y / plan.upsample * x.strides[1] + channel;
+            let line = y / plan.upsample * x.strides[0] + channel;
             let mut phase = 0;
             let mut column_cells = row_cells;
             for column in 0..columns {
@@ -277,15 +378,15 @@ unsafe fn fill_slab<S: Codes, A: Arith>(plan: &Plan, task: &Task, channel: usize
                 let mut cell = column_cells;
                 if at >= width {
                     for _ in 0..groups {
-                        std::ptr::write_bytes(cell, A::ZERO, CELL);
+                        std::ptr::write_bytes(cell, I::ZERO, CELL);
                         cell = cell.add(group_step);
                     }
                 } else {
                     let column = if plan.upsample == 1 { at } else { at / plan.upsample };
-                    let mut from = x.at::<A::E>(line + column * x.strides[2]);
+                    let mut from = x.at::<I::E>(line + column * x.strides[1]);
                     let mut left = channels;
                     for _ in 0..groups {
-                        A::fill::<S>(cell as *mut f32, from, left.min(per_group), inverse);
+                        I::fill::<S>(cell as *mut f32, from, left.min(per_group), inverse);
                         cell = cell.add(group_step);
                         from = from.wrapping_add(per_group);
                         left = left.saturating_sub(per_group);
@@ -319,10 +420,10 @@ struct Sum<'a> {
 // Plain counted loops are what the compiler keeps in registers.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn tile<S: Codes, A: Arith, const M: usize, const V: usize>(
+unsafe fn tile<S: Narrow, P: Product, const M: usize, const V: usize>(
     sum: &Sum,
     x: *const u8,
-    mut w: *const A::W,
+    mut w: *const P::W,
     sums: *mut f32, // (M, V)
 ) {
     unsafe {
@@ -343,15 +444,15 @@ unsafe fn tile<S: Codes, A: Arith, const M: usize, const V: usize>(
                 for _ in 0..units {
                     let mut weights = [S::splat(0.0); V];
                     for v in 0..V {
-                        weights[v] = A::weights::<S>(w.add(v * S::LANES * A::CHANNELS));
+                        weights[v] = P::weights::<S>(w.add(v * S::LANES * P::CHANNELS));
                     }
                     for m in 0..M {
                         let unit = S::splat(*cell.add(m * (CELL / 4)));
                         for v in 0..V {
-                            s[m][v] = A::madd::<S>(s[m][v], unit, weights[v]);
+                            s[m][v] = P::madd::<S>(s[m][v], unit, weights[v]);
                         }
                     }
-                    w = w.add(V * S::LANES * A::CHANNELS);
+                    w = w.add(V * S::LANES * P::CHANNELS);
                     cell = cell.add(1);
                 }
             }
@@ -366,22 +467,30 @@ unsafe fn tile<S: Codes, A: Arith, const M: usize, const V: usize>(
     }
 }
 
+dispatch! {
+    fn any_tile<P: Product>(m: usize, vectors: usize, sum: &Sum, x: *const u8, w: *const u8, sums: *mut f32) => any_tile_on
+}
+
 /// `tile` for a number of pixels and vectors that only the run knows.
 #[inline(always)]
-unsafe fn any_tile<S: Codes, A: Arith>(
+unsafe fn any_tile_on<S: Narrow, P: Product>(
     m: usize,
     vectors: usize,
     sum: &Sum,
     x: *const u8,
-    w: *const A::W,
+    w: *const u8,
     sums: *mut f32,
 ) {
+    if !P::runs::<S>() {
+        unreachable!("a level multiplies by what it has");
+    }
+    let w = w as *const P::W;
     macro_rules! arms {
         ($($m:literal)*) => {
             match (m, vectors) {
                 $(
-                    ($m, 2) if $m <= tile_pixels::<S>(2) => tile::<S, A, $m, 2>(sum, x, w, sums),
-                    ($m, 1) if $m <= tile_pixels::<S>(1) => tile::<S, A, $m, 1>(sum, x, w, sums),
+                    ($m, 2) if $m <= tile_pixels(S::REGISTERS, 2) => tile::<S, P, $m, 2>(sum, x, w, sums),
+                    ($m, 1) if $m <= tile_pixels(S::REGISTERS, 1) => tile::<S, P, $m, 1>(sum, x, w, sums),
                 )*
                 _ => unreachable!("a tile of {m} pixels by {vectors} vectors"),
             }
@@ -390,73 +499,94 @@ unsafe fn any_tile<S: Codes, A: Arith>(
     unsafe { arms!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
 }
 
-/// Bias, activation, residual, and the result of a tile: `m` pixels from (row, column) on, filters from `filter` on.
-#[inline(always)]
-unsafe fn finish<S: Codes, A: Arith>(
+/// Bias, activation, residual, and the result of a tile, in place until they are written: `m` pixels from `at` (batch,
+/// frame, row, column) on, filters from `filter` on.
+unsafe fn finish(
+    level: Level,
     plan: &Plan,
-    at: (usize, usize, usize), // batch, row, column
+    at: [usize; 4],
     m: usize,
     filter: usize,
     vectors: usize,
-    sums: *const f32, // (M, V)
+    sums: *mut f32, // (M, V)
 ) {
     unsafe {
-        let (batch, row, column) = at;
-        let (out, filters) = (&plan.out, plan.out.dims[3]);
-        let start = |view: &View| batch * view.strides[0] + row * view.strides[1] + column * view.strides[2];
+        total(level, plan, m, filter, vectors, sums);
+        act_all(level, plan.act, sums, m * vectors * level.lanes());
+        match plan.out.dtype {
+            DType::F32 => write::<f32>(level, plan, at, m, filter, vectors, sums),
+            DType::BF16 => write::<bf16>(level, plan, at, m, filter, vectors, sums),
+            _ => write::<f16>(level, plan, at, m, filter, vectors, sums),
+        }
+    }
+}
+
+dispatch!(fn total(plan: &Plan, m: usize, filter: usize, vectors: usize, sums: *mut f32) => total_on);
+
+/// Sums of products to sums of values: scales, and bias. Filters beyond the last one hold anything.
+#[inline(always)]
+unsafe fn total_on<S: Narrow>(plan: &Plan, m: usize, filter: usize, vectors: usize, sums: *mut f32) {
+    unsafe {
+        let filters = plan.out.last();
+        for v in 0..vectors {
+            let filter = filter + v * S::LANES;
+            if filter >= filters {
+                break;
+            }
+            let bias = match &plan.bias {
+                Some(bias) => f32::load_n::<S>(bias.at(filter), (filters - filter).min(S::LANES)),
+                None => S::splat(0.0),
+            };
+            let at = |p: usize| sums.add((p * vectors + v) * S::LANES);
+            match &plan.quantized {
+                None => (0..m).for_each(|p| S::store(at(p), S::add(S::load(at(p)), bias))),
+                Some(q) => {
+                    let scale = S::mul(S::splat(q.scale), S::load(q.scales.add(filter)));
+                    let excess = S::load(q.excess.add(filter));
+                    for p in 0..m {
+                        let sum = S::load(at(p));
+                        let sum = if q.format.is_none() { S::difference(sum, excess) } else { sum };
+                        S::store(at(p), S::fma(sum, scale, bias));
+                    }
+                }
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn write<E: Element>(
+        plan: &Plan, at: [usize; 4], m: usize, filter: usize, vectors: usize, sums: *const f32,
+    ) => write_on
+}
+
+/// Residual, and the result.
+#[inline(always)]
+unsafe fn write_on<S: Simd, E: Element>(
+    plan: &Plan,
+    at: [usize; 4],
+    m: usize,
+    filter: usize,
+    vectors: usize,
+    sums: *const f32,
+) {
+    unsafe {
+        let (out, filters) = (&plan.out, plan.out.last());
+        let start = |view: &View| at.iter().zip(&view.strides).map(|(at, stride)| at * stride).sum::<usize>();
         for v in 0..vectors {
             let filter = filter + v * S::LANES;
             if filter >= filters {
                 break;
             }
             let n = (filters - filter).min(S::LANES);
-            let bias = match &plan.bias {
-                Some(bias) if n == S::LANES => S::load(bias.at(filter)),
-                Some(bias) => S::load_n(bias.at(filter), n),
-                None => S::splat(0.0),
-            };
-            let (scale, excess) = match &plan.quantized {
-                Some(q) => (S::mul(S::splat(q.scale), S::load(q.scales.add(filter))), S::load(q.excess.add(filter))),
-                None => (S::splat(1.0), S::splat(0.0)),
-            };
-            let sum = |sums: *const f32| S::fma(A::total::<S>(S::load(sums), excess), scale, bias);
-            let mut to = out.at::<A::E>(start(out) + filter);
-            let mut sums = sums.add(v * S::LANES);
-            if plan.act == Activation::None && plan.residual.is_none() && n == S::LANES {
-                for _ in 0..m {
-                    A::E::store::<S>(to, sum(sums));
-                    to = to.wrapping_add(out.strides[2]);
-                    sums = sums.wrapping_add(vectors * S::LANES);
-                }
-                continue;
-            }
             for p in 0..m {
-                let mut y = act::<S>(plan.act, sum(sums));
+                let mut y = S::load(sums.add((p * vectors + v) * S::LANES));
                 if let Some(residual) = &plan.residual {
-                    let step = residual.strides[3];
-                    let from = start(residual) + p * residual.strides[2] + filter * step;
-                    let from = residual.at::<A::E>(from);
-                    let r = match step {
-                        0 => S::splat((*from).get()),
-                        1 if n == S::LANES => A::E::load::<S>(from),
-                        1 => A::E::load_n::<S>(from, n),
-                        _ => {
-                            let mut lanes = [0f32; 16];
-                            for (i, lane) in lanes.iter_mut().enumerate().take(n) {
-                                *lane = (*from.add(i * step)).get();
-                            }
-                            S::load(lanes.as_ptr())
-                        }
-                    };
-                    y = S::add(r, y);
+                    let step = residual.strides[4];
+                    let from = start(residual) + p * residual.strides[3] + filter * step;
+                    y = S::add(load_step::<S, E>(residual.at(from), step, n), y);
                 }
-                if n == S::LANES {
-                    A::E::store::<S>(to, y);
-                } else {
-                    A::E::store_n::<S>(to, y, n);
-                }
-                to = to.wrapping_add(out.strides[2]);
-                sums = sums.wrapping_add(vectors * S::LANES);
+                store_step::<S, E>(out.at(start(out) + p * out.strides[3] + filter), y, 1, n);
             }
         }
     }
@@ -464,36 +594,37 @@ unsafe fn finish<S: Codes, A: Arith>(
 
 /// One task: the slab is filled for a range of channels at a time, and swept by every block of filters. Sums wait in
 /// `sums` between ranges; quantized weights are decoded to `decoded`.
-#[inline(always)]
-unsafe fn block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8) {
+///
+/// # Safety
+/// As `Plan` says of its parts; the memory is as large as it says.
+pub unsafe fn block(level: Level, plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8) {
     unsafe {
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
-        let width = 2 * S::LANES;
-        let range = plan.groups * UNITS * A::CHANNELS;
+        let method = &plan.method;
+        let (channels, filters) = (plan.x.last(), plan.out.last());
+        let lanes = level.lanes();
+        let width = 2 * lanes;
+        let range = plan.groups * UNITS * method.channels;
         let ranges = channels.div_ceil(range).max(1);
         let pixels = task.size.0 * task.size.1;
         let group_step = plan.columns() * CELL;
         for r in 0..ranges {
             let channel = r * range;
             let channels = (channels - channel).min(range);
-            fill_slab::<S, A>(plan, task, channel, channels, slab);
-            let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(A::CHANNELS), first: r == 0 };
+            fill_slab(level, plan, task, (channel, channels), slab);
+            let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(method.channels), first: r == 0 };
             for b in task.blocks.0..task.blocks.1 {
                 let filter = b * width;
-                let vectors = if filters - filter > S::LANES { 2 } else { 1 };
-                let each = plan.taps.len() * vectors * S::LANES; // weights of a channel
-                let w = plan.weight.add(b * plan.panel);
-                let w = w.add(channel.next_multiple_of(A::CHANNELS) * each * plan.weight_size::<A>());
-                let w = match plan.decoded() {
-                    Some(format) => {
-                        let count = channels.next_multiple_of(A::CHANNELS) * each;
-                        decode::<S, A::E>(format, w, count, decoded as *mut A::E);
-                        decoded
-                    }
-                    None => w,
-                } as *const A::W;
+                let vectors = if filters - filter > lanes { 2 } else { 1 };
+                let each = plan.taps.len() * vectors * lanes; // weights of a channel
+                let mut w = plan.weight.add(b * plan.panel);
+                w = w.add(channel.next_multiple_of(method.channels) * each * plan.weight_size());
+                if let Some(format) = plan.decoded() {
+                    let count = channels.next_multiple_of(method.channels) * each;
+                    decode(level, format, w, count, plan.x.dtype, decoded);
+                    w = decoded;
+                }
                 // As even as can be, so that no tile is too small to hide the latency of its sums.
-                let tiles = task.size.1.div_ceil(tile_pixels::<S>(vectors));
+                let tiles = task.size.1.div_ceil(tile_pixels(level.registers(), vectors));
                 let (least, longer) = (task.size.1 / tiles, task.size.1 % tiles);
                 for row in 0..task.size.0 {
                     let line = slab.add(row * plan.stride * plan.groups * group_step);
@@ -506,10 +637,10 @@ unsafe fn block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, 
                             let index = (b - task.blocks.0) * pixels + row * task.size.1 + column;
                             sums.add(index * width)
                         };
-                        any_tile::<S, A>(m, vectors, &sum, line.add(column * CELL), w, sums);
+                        (method.tile)(level, m, vectors, &sum, line.add(column * CELL), w, sums);
                         if r + 1 == ranges {
-                            let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
-                            finish::<S, A>(plan, at, m, filter, vectors, sums);
+                            let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1 + column];
+                            finish(level, plan, at, m, filter, vectors, sums);
                         }
                         column += m;
                     }
@@ -518,6 +649,3 @@ unsafe fn block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, slab: *mut u8, 
         }
     }
 }
-dispatch!(pub fn block<A: Arith>(
-    plan: &Plan, task: &Task, slab: *mut u8, sums: *mut f32, decoded: *mut u8
-) => block_on);

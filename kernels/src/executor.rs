@@ -50,6 +50,7 @@ impl Device {
         }
         let arena = state.arena.ptr();
         let cx = Cx { level: self.level, pool: &state.pool };
+        let _watch = state.pool.watch();
         let mut views: Vec<Option<View>> = Vec::new();
         for (index, instruction) in program.instructions.iter().enumerate() {
             if cancelled.load(Ordering::Relaxed) {

@@ -6,16 +6,17 @@
 //! for the same cache sets. A block of one panel fits the first-level cache, while the tiles of rows stream past it
 //! from the second.
 
-use crate::activation::act;
+use crate::activation::act_all;
 use crate::codes::{Codes, Fp8, fp8_to_bf16, fp8_to_f32};
 use crate::dispatch;
 use crate::error::Result;
 use crate::level::Level;
 use crate::ops::Cx;
-use crate::schema::Activation;
+use crate::schema::{Activation, DType};
 use crate::simd::{Element, Simd};
+use crate::strided::load_step;
 use crate::view::View;
-use half::bf16;
+use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,27 +37,160 @@ pub const VARIANTS: u32 = 4;
 /// Threads that remember what they staged; others stage again for every task.
 const REMEMBERED: usize = 64;
 
-/// How A and B meet: what a four-byte unit of a staged row holds, and what a lane of B holds.
-pub trait Product: Copy + Send + Sync + 'static {
+/// How rows of A become units of four bytes, which a tile multiplies by steps of B.
+pub trait Units: Copy + Send + Sync + 'static {
     /// The storage type of A.
     type A: Copy;
-    /// The storage type of the result and its epilogue.
-    type E: Element;
-    /// The product whose tiles serve, where another's differ by types alone that no tile sees.
-    type Tiles: Product;
-    /// Elements of K in a step.
-    const STEP: usize;
+    /// Elements of K in a unit at a level.
+    fn step(_: Level) -> usize {
+        1
+    }
+    /// Copies `len` elements `stride` apart into units.
+    ///
+    /// # Safety
+    /// All elements can be read, `len` over the step units written.
+    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
+}
+
+/// Floats, widened to f32.
+#[derive(Clone, Copy)]
+pub struct Floats<E>(PhantomData<E>);
+
+impl<E: Element> Units for Floats<E> {
+    type A = E;
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
+        unsafe {
+            let mut i = 0;
+            if stride == 1 {
+                while i + S::LANES <= len {
+                    S::store(to.add(i), E::load::<S>(from.add(i)));
+                    i += S::LANES;
+                }
+            }
+            while i < len {
+                *to.add(i) = (*from.add(i * stride)).get();
+                i += 1;
+            }
+        }
+    }
+}
+
+/// Pairs of bf16.
+#[derive(Clone, Copy)]
+pub struct FloatPairs;
+
+impl Units for FloatPairs {
+    type A = bf16;
+    fn step(_: Level) -> usize {
+        2
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
+        unsafe {
+            let to = to as *mut bf16;
+            if stride == 1 {
+                std::ptr::copy_nonoverlapping(from, to, len);
+            } else {
+                for i in 0..len {
+                    *to.add(i) = *from.add(i * stride);
+                }
+            }
+            pair_last(to, len);
+        }
+    }
+}
+
+/// The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
+#[inline(always)]
+unsafe fn pair_last(to: *mut bf16, len: usize) {
+    if len % 2 == 1 {
+        unsafe { *to.add(len) = bf16::ZERO };
+    }
+}
+
+/// Codes of int8: fours of bytes, shifted to u8, where there is VNNI; elsewhere pairs of i16.
+#[derive(Clone, Copy)]
+pub struct Bytes;
+
+/// What is added to A's codes where there is VNNI.
+pub const VNNI_SHIFT: i32 = 128;
+
+impl Units for Bytes {
+    type A = u8;
+    fn step(level: Level) -> usize {
+        if level == Level::Avx512Bf16 { 4 } else { 2 }
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            if S::VNNI {
+                let to = to as *mut u8;
+                for i in 0..len {
+                    *to.add(i) = *from.add(i) ^ 0x80;
+                }
+                // Whatever is multiplied by B's zeros.
+                std::ptr::write_bytes(to.add(len), 0, len.next_multiple_of(4) - len);
+            } else {
+                let to = to as *mut i16;
+                for i in 0..len {
+                    *to.add(i) = *from.add(i) as i8 as i16;
+                }
+                std::ptr::write_bytes(to.add(len), 0, len % 2);
+            }
+        }
+    }
+}
+
+/// Codes of fp8, whose scale waits for the epilogue, as f32.
+#[derive(Clone, Copy)]
+pub struct Fp8Floats<F>(PhantomData<F>);
+
+impl<F: Fp8> Units for Fp8Floats<F> {
+    type A = u8;
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe { fp8_to_f32::<S, F>(from, len, to) }
+    }
+}
+
+/// Codes of fp8 as pairs of bf16, in which they are exact.
+#[derive(Clone, Copy)]
+pub struct Fp8Pairs<F>(PhantomData<F>);
+
+impl<F: Fp8> Units for Fp8Pairs<F> {
+    type A = u8;
+    fn step(_: Level) -> usize {
+        2
+    }
+    #[inline(always)]
+    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
+        unsafe {
+            if !S::BF16_DOT {
+                unreachable!("pairs are for levels that multiply them");
+            }
+            fp8_to_bf16::<S, F>(from, len, to as *mut bf16);
+            pair_last(to as *mut bf16, len);
+        }
+    }
+}
+
+/// How units of A and steps of B are multiplied.
+pub trait Product: Copy + Send + Sync + 'static {
     /// Bytes of one column of one step of B.
     const BYTES: usize;
-    /// Elements of K in a step at a level.
-    fn step(_: Level) -> usize {
-        Self::STEP
+    /// Whether a level multiplies so.
+    fn runs<S: Simd>() -> bool {
+        true
     }
     /// Loads a vector of columns.
     ///
     /// # Safety
     /// The CPU has the level of `S`; a vector's bytes can be read.
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
+        unsafe { S::load(p as *const f32) }
+    }
     /// acc + a * b.
     ///
     /// # Safety
@@ -90,39 +224,13 @@ pub trait Product: Copy + Send + Sync + 'static {
     unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
         unsafe { accumulate::<S, Self, R, U>(t) }
     }
-    /// Copies `len` elements `stride` apart into units.
-    ///
-    /// # Safety
-    /// All elements can be read, `len` over the step units written.
-    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32);
 }
 
-#[inline(always)]
-unsafe fn widen<S: Simd, E: Element>(from: *const E, stride: usize, len: usize, to: *mut f32) {
-    unsafe {
-        let mut i = 0;
-        if stride == 1 {
-            while i + S::LANES <= len {
-                S::store(to.add(i), E::load::<S>(from.add(i)));
-                i += S::LANES;
-            }
-        }
-        while i < len {
-            *to.add(i) = (*from.add(i * stride)).get();
-            i += 1;
-        }
-    }
-}
-
-/// B in the storage type of A, widened as it is loaded.
+/// B in a storage type, widened as it is loaded.
 #[derive(Clone, Copy)]
 pub struct Stored<E>(PhantomData<E>);
 
 impl<E: Element> Product for Stored<E> {
-    type A = E;
-    type E = E;
-    type Tiles = Self;
-    const STEP: usize = 1;
     const BYTES: usize = E::SIZE;
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u8) -> S::V {
@@ -132,34 +240,6 @@ impl<E: Element> Product for Stored<E> {
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
         unsafe { S::fma(a, b, acc) }
     }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
-        unsafe { widen::<S, E>(from, stride, len, to) }
-    }
-}
-
-/// B in f32, whatever A is.
-#[derive(Clone, Copy)]
-pub struct Widened<E>(PhantomData<E>);
-
-impl<E: Element> Product for Widened<E> {
-    type A = E;
-    type E = E;
-    type Tiles = Stored<f32>;
-    const STEP: usize = 1;
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { S::load(p as *const f32) }
-    }
-    #[inline(always)]
-    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        unsafe { S::fma(a, b, acc) }
-    }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const E, stride: usize, len: usize, to: *mut f32) {
-        unsafe { widen::<S, E>(from, stride, len, to) }
-    }
 }
 
 /// Pairs of bf16, two elements of K in each four-byte lane, for the CPU's dot product.
@@ -167,64 +247,23 @@ impl<E: Element> Product for Widened<E> {
 pub struct Pairs;
 
 impl Product for Pairs {
-    type A = bf16;
-    type E = bf16;
-    type Tiles = Self;
-    const STEP: usize = 2;
     const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { S::load(p as *const f32) }
+    fn runs<S: Simd>() -> bool {
+        S::BF16_DOT
     }
     #[inline(always)]
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
         unsafe { S::dot_bf16(acc, a, b) }
     }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const bf16, stride: usize, len: usize, to: *mut f32) {
-        unsafe {
-            let to = to as *mut bf16;
-            if stride == 1 {
-                std::ptr::copy_nonoverlapping(from, to, len);
-            } else {
-                for i in 0..len {
-                    *to.add(i) = *from.add(i * stride);
-                }
-            }
-            pair_last(to, len);
-        }
-    }
 }
 
-/// The odd one's partner must be zero: whatever stands there would be multiplied, and may be NaN.
-#[inline(always)]
-unsafe fn pair_last(to: *mut bf16, len: usize) {
-    if len % 2 == 1 {
-        unsafe { *to.add(len) = bf16::ZERO };
-    }
-}
-
-/// Codes of int8 in A and B, summed exactly in i32: fours of bytes, A's shifted to u8, where there is VNNI; elsewhere
-/// pairs of i16, as a sum of two products of bytes can exceed 16 bits.
+/// Codes of int8, summed exactly in i32: fours of bytes where there is VNNI; elsewhere pairs of i16, as a sum of two
+/// products of bytes can exceed 16 bits.
 #[derive(Clone, Copy)]
-pub struct Integers<E>(PhantomData<E>);
+pub struct Integers;
 
-/// What is added to A's codes where there is VNNI.
-pub const VNNI_SHIFT: i32 = 128;
-
-impl<E: Element> Product for Integers<E> {
-    type A = u8;
-    type E = E;
-    type Tiles = Integers<f32>;
-    const STEP: usize = 2;
+impl Product for Integers {
     const BYTES: usize = 4;
-    fn step(level: Level) -> usize {
-        if level == Level::Avx512Bf16 { 4 } else { 2 }
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { S::load(p as *const f32) }
-    }
     #[inline(always)]
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
         unsafe { if S::VNNI { S::dot_u8_i8(acc, a, b) } else { S::dot_i16(acc, a, b) } }
@@ -237,76 +276,6 @@ impl<E: Element> Product for Integers<E> {
     unsafe fn float<S: Simd>(sum: S::V) -> S::V {
         unsafe { S::float_i32(sum) }
     }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
-        unsafe {
-            if S::VNNI {
-                let to = to as *mut u8;
-                for i in 0..len {
-                    *to.add(i) = *from.add(i) ^ 0x80;
-                }
-                // Whatever is multiplied by B's zeros.
-                std::ptr::write_bytes(to.add(len), 0, len.next_multiple_of(4) - len);
-            } else {
-                let to = to as *mut i16;
-                for i in 0..len {
-                    *to.add(i) = *from.add(i) as i8 as i16;
-                }
-                std::ptr::write_bytes(to.add(len), 0, len % 2);
-            }
-        }
-    }
-}
-
-/// A in codes of fp8, whose scale waits for the epilogue, and B in f32.
-#[derive(Clone, Copy)]
-pub struct WidenedFp8<F, E>(PhantomData<(F, E)>);
-
-impl<F: Fp8, E: Element> Product for WidenedFp8<F, E> {
-    type A = u8;
-    type E = E;
-    type Tiles = Stored<f32>;
-    const STEP: usize = 1;
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { S::load(p as *const f32) }
-    }
-    #[inline(always)]
-    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        unsafe { S::fma(a, b, acc) }
-    }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
-        unsafe { fp8_to_f32::<S, F>(from, len, to) }
-    }
-}
-
-/// A in codes of fp8, as pairs of bf16, in which they are exact.
-#[derive(Clone, Copy)]
-pub struct PairsFp8<F, E>(PhantomData<(F, E)>);
-
-impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
-    type A = u8;
-    type E = E;
-    type Tiles = Pairs;
-    const STEP: usize = 2;
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { Pairs::load::<S>(p) }
-    }
-    #[inline(always)]
-    unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
-        unsafe { Pairs::mac::<S>(acc, a, b) }
-    }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const u8, _: usize, len: usize, to: *mut f32) {
-        unsafe {
-            fp8_to_bf16::<S, F>(from, len, to as *mut bf16);
-            pair_last(to as *mut bf16, len);
-        }
-    }
 }
 
 /// A product whose B has scales for groups of K: each group's sums are multiplied by them, and added up in f32.
@@ -314,17 +283,9 @@ impl<F: Fp8, E: Element> Product for PairsFp8<F, E> {
 pub struct Grouped<P>(PhantomData<P>);
 
 impl<P: Product> Product for Grouped<P> {
-    type A = P::A;
-    type E = P::E;
-    type Tiles = Grouped<P::Tiles>;
-    const STEP: usize = P::STEP;
     const BYTES: usize = P::BYTES;
-    fn step(level: Level) -> usize {
-        P::step(level)
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::V {
-        unsafe { P::load::<S>(p) }
+    fn runs<S: Simd>() -> bool {
+        P::runs::<S>()
     }
     #[inline(always)]
     unsafe fn mac<S: Simd>(acc: S::V, a: S::V, b: S::V) -> S::V {
@@ -338,9 +299,59 @@ impl<P: Product> Product for Grouped<P> {
     unsafe fn accumulate<S: Simd, const R: usize, const U: usize>(t: Tile) {
         unsafe { accumulate_groups::<S, P, R>(t) }
     }
-    #[inline(always)]
-    unsafe fn stage<S: Codes>(from: *const Self::A, stride: usize, len: usize, to: *mut f32) {
-        unsafe { P::stage::<S>(from, stride, len, to) }
+}
+
+/// How A and B meet. All code around the loops over elements is compiled once, and calls them through here.
+#[derive(Clone, Copy)]
+pub struct Method {
+    step: fn(Level) -> usize,
+    bytes: usize,
+    rows: fn(usize) -> usize,
+    stage: unsafe fn(Level, Strip, usize, *mut f32),
+    tile: unsafe fn(Level, usize, Tile),
+}
+
+impl Method {
+    /// Rows of A as `U`, multiplied as `P`.
+    pub const fn of<U: Units, P: Product>() -> Self {
+        Self { step: U::step, bytes: P::BYTES, rows: P::rows, stage: stage::<U>, tile: tile::<P> }
+    }
+
+    /// Elements of K in a step at a level.
+    pub fn step(&self, level: Level) -> usize {
+        (self.step)(level)
+    }
+
+    /// Writes rows of A as units, `distance` apart.
+    ///
+    /// # Safety
+    /// The rows can be read, and their units written.
+    pub unsafe fn stage(&self, level: Level, strip: Strip, distance: usize, to: *mut f32) {
+        unsafe { (self.stage)(level, strip, distance, to) }
+    }
+}
+
+/// A part of some rows of A.
+#[derive(Clone, Copy)]
+pub struct Strip {
+    /// The first row's first element, and the distances of rows and of elements, all in elements of `a`'s type.
+    pub a: *const u8,
+    pub first: usize,
+    pub row: usize,
+    pub column: usize,
+    pub rows: usize,
+    pub len: usize,
+}
+
+dispatch!(fn stage<U: Units>(strip: Strip, distance: usize, to: *mut f32) => stage_on);
+
+#[inline(always)]
+unsafe fn stage_on<S: Codes, U: Units>(strip: Strip, distance: usize, to: *mut f32) {
+    unsafe {
+        let from = (strip.a as *const U::A).add(strip.first);
+        for row in 0..strip.rows {
+            U::stage::<S>(from.add(row * strip.row), strip.column, strip.len, to.add(row * distance));
+        }
     }
 }
 
@@ -355,10 +366,7 @@ pub trait Blocks: Sync {
 
 /// Columns in a panel at a level: two vectors.
 pub fn panel(level: Level) -> usize {
-    match level {
-        Level::Avx512 | Level::Avx512Bf16 => 32,
-        _ => 16,
-    }
+    2 * level.lanes()
 }
 
 /// One multiply: out (M, N) = residual + gate * act(scale * A B + bias).
@@ -496,11 +504,11 @@ impl Region {
 ///
 /// `variant` picks a way to cut the work: 0 by shape, 1 into tasks of half as many columns, 2 of twice as many, 3 with
 /// rows staged once for all columns where 0 stages them again, and the reverse.
-pub fn gemm<P: Product>(cx: &Cx, g: &Gemm, variant: u32) -> Result<()> {
+pub fn gemm(cx: &Cx, g: &Gemm, method: Method, variant: u32) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());
     }
-    let steps = g.k.div_ceil(P::step(cx.level));
+    let steps = g.k.div_ceil(method.step(cx.level));
     let blocks = steps.div_ceil(BLOCK).max(1);
     // Blocks of rows depend on the shape alone, so that the order of every sum does.
     let whole = (g.m.min(56) * blocks * ROW <= STAGED) != (variant == 3);
@@ -544,7 +552,7 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm, variant: u32) -> Result<()> {
         let sizes = Region { rows, columns: width * panel, ..region }.scratch(g.blocks.is_some(), blocks, panel);
         unsafe {
             let scratch = cx.pool.scratch(thread, sizes.iter().sum());
-            block::<P>(cx.level, cx.level, g, &region, scratch, sizes);
+            block(cx.level, g, method, &region, scratch, sizes);
         }
     })
 }
@@ -553,15 +561,15 @@ pub fn gemm<P: Product>(cx: &Cx, g: &Gemm, variant: u32) -> Result<()> {
 ///
 /// # Safety
 /// As `gemm`.
-pub unsafe fn gemm_serial<P: Product>(level: Level, g: &Gemm, scratch: *mut u8) {
+pub unsafe fn gemm_serial(level: Level, g: &Gemm, method: Method, scratch: *mut u8) {
     if g.m == 0 || g.n == 0 {
         return;
     }
-    let blocks = g.k.div_ceil(P::step(level)).div_ceil(BLOCK).max(1);
+    let blocks = g.k.div_ceil(method.step(level)).div_ceil(BLOCK).max(1);
     for row in (0..g.m).step_by(ROWS) {
         let region = Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, whole: false, staged: false };
         let sizes = Region { rows: ROWS, ..region }.scratch(g.blocks.is_some(), blocks, panel(level));
-        unsafe { block::<P>(level, level, g, &region, scratch, sizes) };
+        unsafe { block(level, g, method, &region, scratch, sizes) };
     }
 }
 
@@ -571,22 +579,20 @@ pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
     region.scratch(false, k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
 }
 
-dispatch!(fn block<P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) => block_on);
-
-#[inline(always)]
-unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
+/// One task.
+unsafe fn block(level: Level, g: &Gemm, method: Method, region: &Region, scratch: *mut u8, sizes: [usize; 4]) {
     unsafe {
         let offsets = scratch as *mut Offsets;
         let stage = scratch.add(sizes[0]) as *mut f32;
         let decoded = scratch.add(sizes[0] + sizes[1]);
         let sums = scratch.add(sizes[0] + sizes[1] + sizes[2]) as *mut f32;
-        let panel = 2 * S::LANES;
+        let panel = panel(level);
         let panels = region.columns.div_ceil(panel);
-        let step = P::step(level);
+        let step = method.step(level);
         let steps = g.k.div_ceil(step);
         let blocks = steps.div_ceil(BLOCK).max(1);
         // Tiles of nearly equal rows.
-        let tiles = region.rows.div_ceil(P::Tiles::rows(S::REGISTERS));
+        let tiles = region.rows.div_ceil((method.rows)(level.registers()));
         if !region.staged {
             row_offsets(g, region.row, region.rows, offsets);
         }
@@ -596,11 +602,15 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
             let stage = if region.whole { stage.add(block * region.rows * ROW) } else { stage };
             if !region.staged {
                 let k = first * step;
-                let len = (count * step).min(g.k - k);
-                for row in 0..region.rows {
-                    let from = (g.a as *const P::A).add((region.row + row) * g.a_row + k * g.a_column);
-                    P::stage::<S>(from, g.a_column, len, stage.add(row * ROW));
-                }
+                let strip = Strip {
+                    a: g.a,
+                    first: region.row * g.a_row + k * g.a_column,
+                    row: g.a_row,
+                    column: g.a_column,
+                    rows: region.rows,
+                    len: (count * step).min(g.k - k),
+                };
+                method.stage(level, strip, ROW, stage);
             }
             let last = block + 1 == blocks;
             // What is decoded for one tile stays in the first-level cache; for many, longer parts cost fewer sums.
@@ -612,7 +622,7 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
                     let count = part.min(count - done);
                     let groups = g.groups.panel(column, panel, first);
                     let stored = g.b.wrapping_add((column / panel) * g.b_panel);
-                    let mut b = stored.wrapping_add(first * panel * P::BYTES);
+                    let mut b = stored.wrapping_add(first * panel * method.bytes);
                     // The next panel's part, which is fetched into the second-level cache meanwhile.
                     let (mut next, mut share) = (if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b }, 0);
                     if let Some(blocks) = g.blocks {
@@ -632,9 +642,9 @@ unsafe fn block_on<S: Codes, P: Product>(level: Level, g: &Gemm, region: &Region
                         let ahead = if t == 0 && share == 0 { next } else { b };
                         let a = stage.add(row * ROW + done);
                         let add = block > 0 || done > 0;
-                        tile::<P::Tiles>(level, rows, Tile { a, b, steps: count, sums: sum, add, ahead, groups });
+                        (method.tile)(level, rows, Tile { a, b, steps: count, sums: sum, add, ahead, groups });
                         if last && first + count == steps {
-                            finish::<S, P::E>(g, sum, offsets.add(row), rows, column);
+                            finish(level, g, sum, offsets.add(row), rows, column);
                         }
                         row = end;
                     }
@@ -708,7 +718,7 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx512vbmi2")]
     unsafe fn avx512_bf16<P: Product, const R: usize, const U: usize>(t: Tile) {
         unsafe { P::accumulate::<crate::simd::Avx512Bf16, R, U>(t) }
     }
@@ -729,8 +739,8 @@ unsafe fn tile_of<P: Product, const R: usize, const U: usize>(level: Level, t: T
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
 unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Tile) {
-    if R > P::rows(S::REGISTERS) {
-        unreachable!("tiles have at most so many rows as registers allow");
+    if R > P::rows(S::REGISTERS) || !P::runs::<S>() {
+        unreachable!("no level has such a tile");
     }
     let Tile { a, b, steps, sums, add, ahead, .. } = t;
     unsafe {
@@ -787,8 +797,8 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices of registers, in step with addresses")]
 unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize>(t: Tile) {
-    if R > Grouped::<P>::rows(S::REGISTERS) {
-        unreachable!("tiles have at most so many rows as registers allow");
+    if R > Grouped::<P>::rows(S::REGISTERS) || !P::runs::<S>() {
+        unreachable!("no level has such a tile");
     }
     let Tile { a, b, steps, sums, add, groups, .. } = t;
     unsafe {
@@ -845,11 +855,66 @@ unsafe fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-dispatch!(pub fn finish_tile<E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) => finish);
+/// Turns a tile's sums into results, in place until they are written: scales and bias, activation, gate, residual.
+///
+/// # Safety
+/// As `gemm`; `sums` holds (rows, panel), `offsets` those of the rows.
+pub unsafe fn finish(level: Level, g: &Gemm, sums: *mut f32, offsets: *const Offsets, rows: usize, column: usize) {
+    unsafe {
+        scale(level, g, sums, offsets, rows, column);
+        act_all(level, g.act, sums, rows * panel(level));
+        match g.out.dtype {
+            DType::F32 => write::<f32>(level, g, sums, offsets, rows, column),
+            DType::BF16 => write::<bf16>(level, g, sums, offsets, rows, column),
+            _ => write::<f16>(level, g, sums, offsets, rows, column),
+        }
+    }
+}
 
-/// Turns sums into results: scales, bias, activation, gate, residual.
+dispatch!(fn scale(g: &Gemm, sums: *mut f32, offsets: *const Offsets, rows: usize, column: usize) => scale_on);
+
+/// Scales and bias. Columns beyond the last one hold anything.
 #[inline(always)]
-unsafe fn finish<S: Simd, E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) {
+unsafe fn scale_on<S: Simd>(g: &Gemm, sums: *mut f32, offsets: *const Offsets, rows: usize, column: usize) {
+    unsafe {
+        for v in 0..2 {
+            let from = column + v * S::LANES;
+            if from >= g.n {
+                break;
+            }
+            let mut alpha = S::splat(g.alpha);
+            if !g.column_scale.is_null() {
+                alpha = S::mul(alpha, S::load(g.column_scale.add(from)));
+            }
+            let width = S::LANES.min(g.n - from);
+            let bias = if g.bias.is_null() { S::splat(0.0) } else { load::<S, f32>(g.bias.add(from), width) };
+            for r in 0..rows {
+                let at = sums.add((r * 2 + v) * S::LANES);
+                let mut sum = S::load(at);
+                if g.row_scale.is_some() {
+                    let scale = g.a.add((*offsets.add(r))[3]) as *const f32;
+                    sum = g.zeros.apply::<S>(sum, (scale.add(1) as *const i32).read_unaligned(), from);
+                    sum = S::mul(sum, S::splat(scale.read_unaligned()));
+                }
+                S::store(at, S::fma(sum, alpha, bias));
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn write<E: Element>(g: &Gemm, sums: *const f32, offsets: *const Offsets, rows: usize, column: usize) => write_on
+}
+
+/// Gate, residual, and the result.
+#[inline(always)]
+unsafe fn write_on<S: Simd, E: Element>(
+    g: &Gemm,
+    sums: *const f32,
+    offsets: *const Offsets,
+    rows: usize,
+    column: usize,
+) {
     unsafe {
         for v in 0..2 {
             let from = column + v * S::LANES;
@@ -857,60 +922,21 @@ unsafe fn finish<S: Simd, E: Element>(g: &Gemm, sums: *const f32, offsets: *cons
                 break;
             }
             let width = S::LANES.min(g.n - from);
-            let sums = sums.add(v * S::LANES);
-            macro_rules! known {
-                ($($kind:ident),*) => {
-                    match g.act {
-                        $(Activation::$kind => {
-                            finish_rows::<S, E>(g, Activation::$kind, sums, offsets, rows, from, width)
-                        })*
-                    }
-                };
-            }
-            known!(None, Silu, GeluTanh, GeluErf, QuickGelu, Relu);
-        }
-    }
-}
-
-/// One vector of columns, all rows of a tile.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn finish_rows<S: Simd, E: Element>(
-    g: &Gemm,
-    kind: Activation,
-    sums: *const f32,
-    offsets: *const Offsets,
-    rows: usize,
-    from: usize,
-    width: usize,
-) {
-    unsafe {
-        let mut alpha = S::splat(g.alpha);
-        if !g.column_scale.is_null() {
-            alpha = S::mul(alpha, S::load(g.column_scale.add(from)));
-        }
-        let bias = if g.bias.is_null() { S::splat(0.0) } else { load::<S, f32>(g.bias.add(from), width) };
-        for r in 0..rows {
-            let at = &*offsets.add(r);
-            let mut sum = S::load(sums.add(r * 2 * S::LANES));
-            if g.row_scale.is_some() {
-                let scale = g.a.add(at[3]) as *const f32;
-                sum = g.zeros.apply::<S>(sum, (scale.add(1) as *const i32).read_unaligned(), from);
-                sum = S::mul(sum, S::splat(scale.read_unaligned()));
-            }
-            let mut y = S::fma(sum, alpha, bias);
-            y = act::<S>(kind, y);
-            if let Some(gate) = &g.gate {
-                y = S::mul(y, columns::<S, E>(gate, at[1], from, width));
-            }
-            if let Some(residual) = &g.residual {
-                y = S::add(y, columns::<S, E>(residual, at[2], from, width));
-            }
-            let to = g.out.at::<E>(at[0] + from);
-            if width == S::LANES {
-                E::store::<S>(to, y);
-            } else {
-                E::store_n::<S>(to, y, width);
+            for r in 0..rows {
+                let at = &*offsets.add(r);
+                let mut y = S::load(sums.add((r * 2 + v) * S::LANES));
+                if let Some(gate) = &g.gate {
+                    y = S::mul(y, columns::<S, E>(gate, at[1], from, width));
+                }
+                if let Some(residual) = &g.residual {
+                    y = S::add(y, columns::<S, E>(residual, at[2], from, width));
+                }
+                let to = g.out.at::<E>(at[0] + from);
+                if width == S::LANES {
+                    E::store::<S>(to, y);
+                } else {
+                    E::store_n::<S>(to, y, width);
+                }
             }
         }
     }
@@ -925,17 +951,7 @@ unsafe fn load<S: Simd, E: Element>(p: *const E, width: usize) -> S::V {
 #[inline(always)]
 unsafe fn columns<S: Simd, E: Element>(view: &View, row: usize, from: usize, width: usize) -> S::V {
     unsafe {
-        let stride = view.strides[view.rank - 1];
-        if stride == 1 {
-            return load::<S, E>(view.at::<E>(row + from), width);
-        }
-        if stride == 0 {
-            return S::splat((*view.at::<E>(row)).get());
-        }
-        let mut lanes = [0f32; 16];
-        for (i, lane) in lanes.iter_mut().enumerate().take(width) {
-            *lane = (*view.at::<E>(row + (from + i) * stride)).get();
-        }
-        S::load(lanes.as_ptr())
+        let step = view.strides[view.rank - 1];
+        load_step::<S, E>(view.at::<E>(row + from * step), step, width)
     }
 }

@@ -13,7 +13,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
-    /// AVX-512 with BF16 dot products and VNNI.
+    /// AVX-512 with BF16 dot products, VNNI and VBMI2: Zen 4, Sapphire Rapids and what came after them.
     Avx512Bf16,
 }
 
@@ -29,6 +29,20 @@ impl Level {
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Lanes of f32 in a register.
+    pub fn lanes(self) -> usize {
+        if self >= Level::Avx512 { 16 } else { 8 }
+    }
+
+    /// How many registers there are.
+    pub fn registers(self) -> usize {
+        match self {
+            Level::Reference | Level::Portable => 8,
+            Level::Avx2 => 16,
+            Level::Avx512 | Level::Avx512Bf16 => 32,
         }
     }
 
@@ -53,6 +67,7 @@ impl Level {
                 Level::Avx512.supported()
                     && is_x86_feature_detected!("avx512bf16")
                     && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512vbmi2")
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,

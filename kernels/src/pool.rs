@@ -9,7 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long an idle thread watches for the next kernel before it sleeps. Kernels of one program follow each other
-/// within microseconds, while waking a thread costs tens of them.
+/// within microseconds, while waking a thread costs tens of them. Between programs threads sleep at once: the caller's
+/// own threads need the cores to get the next one ready.
 const SPIN: Duration = Duration::from_micros(200);
 
 type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
@@ -22,6 +23,10 @@ struct Job {
 struct Shared {
     job: UnsafeCell<Job>,
     epoch: AtomicU64,
+    /// The epoch after whose kernel threads sleep without watching for another.
+    rest: AtomicU64,
+    /// How often sleeping threads were told to watch.
+    alarms: AtomicU64,
     next: AtomicUsize,
     left: AtomicUsize,
     panicked: AtomicBool,
@@ -62,6 +67,8 @@ impl Pool {
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(Job { task: None, tasks: 0 }),
             epoch: AtomicU64::new(0),
+            rest: AtomicU64::new(u64::MAX),
+            alarms: AtomicU64::new(0),
             next: AtomicUsize::new(0),
             left: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
@@ -111,6 +118,14 @@ impl Pool {
         slot.0
     }
 
+    /// Has all threads watch for kernels, which will follow soon, until the guard is dropped.
+    pub fn watch(&self) -> Watch<'_> {
+        self.shared.rest.store(u64::MAX, Ordering::Relaxed);
+        self.shared.alarms.fetch_add(1, Ordering::SeqCst);
+        self.shared.wake_sleepers();
+        Watch(&self.shared)
+    }
+
     /// Runs `task(index, thread)` for every index below `tasks`, shared among the threads as they come free, and
     /// returns when all are done.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
@@ -128,9 +143,7 @@ impl Pool {
         shared.next.store(0, Ordering::Relaxed);
         shared.left.store(self.workers.len(), Ordering::Relaxed);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
-        if *shared.sleeping.lock().unwrap_or_else(|e| e.into_inner()) > 0 {
-            shared.wake.notify_all();
-        }
+        shared.wake_sleepers();
         take_tasks(shared, task, tasks, 0);
         let mut spins = 0u32;
         while shared.left.load(Ordering::Acquire) > 0 {
@@ -144,6 +157,23 @@ impl Pool {
             return Err(Error::new(Code::Internal, "A kernel panicked; this is a defect of the native library"));
         }
         Ok(())
+    }
+}
+
+/// Threads watch for kernels while it lives.
+pub struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.0.rest.store(self.0.epoch.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn wake_sleepers(&self) {
+        if *self.sleeping.lock().unwrap_or_else(|e| e.into_inner()) > 0 {
+            self.wake.notify_all();
+        }
     }
 }
 
@@ -192,18 +222,22 @@ fn take_tasks(shared: &Shared, task: Task<'_>, tasks: usize, thread: usize) {
 fn work(shared: &Shared, id: usize) {
     let mut seen = 0;
     loop {
-        let start = Instant::now();
+        let mut start = Instant::now();
         let mut spins = 0u32;
         while shared.epoch.load(Ordering::Acquire) == seen {
             spins += 1;
             std::hint::spin_loop();
-            if spins.is_multiple_of(256) && start.elapsed() > SPIN {
+            if spins.is_multiple_of(256) && (shared.rest.load(Ordering::Relaxed) == seen || start.elapsed() > SPIN) {
                 let mut sleeping = shared.sleeping.lock().unwrap_or_else(|e| e.into_inner());
                 *sleeping += 1;
-                while shared.epoch.load(Ordering::SeqCst) == seen {
+                let alarms = shared.alarms.load(Ordering::SeqCst);
+                let called =
+                    || shared.epoch.load(Ordering::SeqCst) != seen || shared.alarms.load(Ordering::SeqCst) != alarms;
+                while !called() {
                     sleeping = shared.wake.wait(sleeping).unwrap_or_else(|e| e.into_inner());
                 }
                 *sleeping -= 1;
+                start = Instant::now();
             }
         }
         if shared.stop.load(Ordering::SeqCst) {
@@ -215,33 +249,5 @@ fn work(shared: &Shared, id: usize) {
             take_tasks(shared, task, job.tasks, id);
         }
         shared.left.fetch_sub(1, Ordering::Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_index_is_run_once() {
-        let pool = Pool::new(3).unwrap();
-        for tasks in [0, 1, 2, 7, 1000] {
-            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(tasks, &|i, _| {
-                counts[i].fetch_add(1, Ordering::Relaxed);
-            })
-            .unwrap();
-            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
-        }
-    }
-
-    #[test]
-    fn a_panic_is_an_error_and_the_pool_lives_on() {
-        let pool = Pool::new(2).unwrap();
-        for _ in 0..3 {
-            let failed = pool.run(8, &|i, _| assert!(i != 5)).unwrap_err();
-            assert_eq!(failed.code, Code::Internal);
-            pool.run(8, &|_, _| {}).unwrap();
-        }
     }
 }

@@ -48,13 +48,15 @@ impl Weight {
         k / self.group
     }
 
-    /// Bytes of a packed weight, the same on all levels: codes with rows and columns rounded up to 64, then eight bytes
-    /// (a scale, and a zero point or a sum) for each group of each of those rows. `None` beyond what can be counted.
-    pub fn packed_bytes(&self, n: usize, k: usize) -> Option<usize> {
+    /// Bytes of a packed weight, the same on all levels: codes with rows and columns rounded up to 64, a scale for each
+    /// group of each of those rows, a word for each row, and where there are zero points, a byte for each scale. `None`
+    /// beyond what can be counted.
+    pub fn packed_bytes(&self, n: usize, k: usize, zero: bool) -> Option<usize> {
         let rows = n.checked_next_multiple_of(64)?;
         let columns = k.checked_next_multiple_of(64)?;
         let codes = rows.checked_mul(columns)?.checked_mul(self.bits())? / 8;
-        codes.checked_add(rows.checked_mul(self.groups(k).max(1))?.checked_mul(8)?)
+        let each = if zero { 5 } else { 4 };
+        codes.checked_add(rows.checked_mul(self.groups(k).max(1).checked_mul(each)?.checked_add(4)?)?)
     }
 
     /// The value of column `column` of a stored row, before zero point and scale.
@@ -142,14 +144,14 @@ pub fn rows_value(rows: Rows, code: u8) -> f32 {
 
 /// The byte of a packed quantized convolution weight at which its scales stand, after its codes: filters and channels
 /// are rounded up to 64. `quantized_conv_bytes` has counted it.
-pub fn quantized_conv_scales(filters: usize, channels: usize, kh: usize, kw: usize) -> usize {
-    filters.next_multiple_of(64) * channels.next_multiple_of(64) * kh * kw
+pub fn quantized_conv_scales(filters: usize, channels: usize, taps: usize) -> usize {
+    filters.next_multiple_of(64) * channels.next_multiple_of(64) * taps
 }
 
 /// Bytes of a packed quantized convolution weight, the same on all levels: its codes, then a scale and a sum for each
 /// filter. `None` beyond what can be counted.
-pub fn quantized_conv_bytes(filters: usize, channels: usize, kh: usize, kw: usize) -> Option<usize> {
+pub fn quantized_conv_bytes(filters: usize, channels: usize, taps: usize) -> Option<usize> {
     let filters = filters.checked_next_multiple_of(64)?;
-    let codes = filters.checked_mul(channels.checked_next_multiple_of(64)?)?.checked_mul(kh)?.checked_mul(kw)?;
+    let codes = filters.checked_mul(channels.checked_next_multiple_of(64)?)?.checked_mul(taps)?;
     codes.checked_add(filters.checked_mul(8)?)
 }

@@ -3,7 +3,7 @@
 //! The schema of kernels: codes, operands and parameters of every instruction.
 
 /// The schema's hash, as it stands in a program's header.
-pub const SCHEMA_HASH: [u32; 2] = [2867990652, 2129580422];
+pub const SCHEMA_HASH: [u32; 2] = [3397626317, 1359648411];
 
 /// The most dimensions that an operand may have.
 pub const MAX_RANK: usize = 8;
@@ -305,10 +305,10 @@ pub enum Op {
     RmsNormRope = 13,
     /// `group_norm`.
     GroupNorm = 14,
-    /// `conv2d`.
-    Conv2d = 15,
-    /// `pack_conv2d`.
-    PackConv2d = 16,
+    /// `conv`.
+    Conv = 15,
+    /// `pack_conv`.
+    PackConv = 16,
     /// `upsample_nearest`.
     UpsampleNearest = 17,
     /// `embedding`.
@@ -335,10 +335,10 @@ pub enum Op {
     AbsMax = 28,
     /// `quantized_embedding`.
     QuantizedEmbedding = 29,
-    /// `pack_quantized_conv2d`.
-    PackQuantizedConv2d = 30,
-    /// `quantized_conv2d`.
-    QuantizedConv2d = 31,
+    /// `pack_quantized_conv`.
+    PackQuantizedConv = 30,
+    /// `quantized_conv`.
+    QuantizedConv = 31,
     /// `prune_semi_structured`.
     PruneSemiStructured = 32,
 }
@@ -361,8 +361,8 @@ impl Op {
             12 => Some(Self::Rope),
             13 => Some(Self::RmsNormRope),
             14 => Some(Self::GroupNorm),
-            15 => Some(Self::Conv2d),
-            16 => Some(Self::PackConv2d),
+            15 => Some(Self::Conv),
+            16 => Some(Self::PackConv),
             17 => Some(Self::UpsampleNearest),
             18 => Some(Self::Embedding),
             19 => Some(Self::TimestepEmbedding),
@@ -376,8 +376,8 @@ impl Op {
             27 => Some(Self::QuantizeRows),
             28 => Some(Self::AbsMax),
             29 => Some(Self::QuantizedEmbedding),
-            30 => Some(Self::PackQuantizedConv2d),
-            31 => Some(Self::QuantizedConv2d),
+            30 => Some(Self::PackQuantizedConv),
+            31 => Some(Self::QuantizedConv),
             32 => Some(Self::PruneSemiStructured),
             _ => None,
         }
@@ -551,21 +551,25 @@ pub const SPECS: &[Spec] = &[
             ("x", false, Layout::Inner),
             ("weight", true, Layout::Dense),
             ("bias", true, Layout::Dense),
+            ("scale", true, Layout::Inner),
+            ("shift", true, Layout::Inner),
             ("out", false, Layout::Inner),
         ],
-        params: &[("groups", Param::I32), ("eps", Param::F32), ("act", Param::Activation)],
+        params: &[("groups", Param::I32), ("eps", Param::F32), ("act", Param::Activation), ("first", Param::I32)],
     },
     Spec {
-        op: Op::Conv2d,
-        name: "conv2d",
+        op: Op::Conv,
+        name: "conv",
         operands: &[
             ("x", false, Layout::Inner),
             ("weight", false, Layout::Dense),
             ("bias", true, Layout::Dense),
             ("residual", true, Layout::Strided),
+            ("cache", true, Layout::Inner),
             ("out", false, Layout::Inner),
         ],
         params: &[
+            ("kt", Param::I32),
             ("kh", Param::I32),
             ("kw", Param::I32),
             ("stride", Param::I32),
@@ -576,8 +580,8 @@ pub const SPECS: &[Spec] = &[
         ],
     },
     Spec {
-        op: Op::PackConv2d,
-        name: "pack_conv2d",
+        op: Op::PackConv,
+        name: "pack_conv",
         operands: &[("weight", false, Layout::Strided), ("out", false, Layout::Dense)],
         params: &[("dtype", Param::I32)],
     },
@@ -733,11 +737,12 @@ pub const SPECS: &[Spec] = &[
         params: &[],
     },
     Spec {
-        op: Op::PackQuantizedConv2d,
-        name: "pack_quantized_conv2d",
+        op: Op::PackQuantizedConv,
+        name: "pack_quantized_conv",
         operands: &[("codes", false, Layout::Inner), ("scale", false, Layout::Dense), ("out", false, Layout::Dense)],
         params: &[
             ("channels", Param::I32),
+            ("kt", Param::I32),
             ("kh", Param::I32),
             ("kw", Param::I32),
             ("format", Param::Format),
@@ -746,17 +751,19 @@ pub const SPECS: &[Spec] = &[
         ],
     },
     Spec {
-        op: Op::QuantizedConv2d,
-        name: "quantized_conv2d",
+        op: Op::QuantizedConv,
+        name: "quantized_conv",
         operands: &[
             ("x", false, Layout::Inner),
             ("weight", false, Layout::Dense),
             ("bias", true, Layout::Dense),
             ("residual", true, Layout::Strided),
+            ("cache", true, Layout::Inner),
             ("amax", true, Layout::Dense),
             ("out", false, Layout::Inner),
         ],
         params: &[
+            ("kt", Param::I32),
             ("kh", Param::I32),
             ("kw", Param::I32),
             ("stride", Param::I32),

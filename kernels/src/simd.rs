@@ -667,7 +667,7 @@ mod x86 {
     );
 
     avx512!(
-        /// AVX-512 with BF16 and VNNI dot products.
+        /// AVX-512 with BF16 and VNNI dot products, and VBMI2.
         Avx512Bf16,
         const BF16_DOT: bool = true;
         const VNNI: bool = true;
@@ -726,9 +726,15 @@ macro_rules! dispatch {
             }
             #[cfg(target_arch = "x86_64")]
             #[allow(clippy::too_many_arguments)]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx512vbmi2")]
             unsafe fn avx512_bf16 $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
                 unsafe { $kernel::<$crate::simd::Avx512Bf16 $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
+            }
+            // Apart, or it is inlined wherever the function is called.
+            #[inline(never)]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn portable $(<$($g: $bound),* $($(, const $c: usize)*)?>)? ($($arg: $type),*) $(-> $ret)? {
+                unsafe { $kernel::<$crate::simd::Portable $($(, $g)* $($(, $c)*)?)?>($($arg),*) }
             }
             unsafe {
                 match level {
@@ -738,7 +744,7 @@ macro_rules! dispatch {
                     Level::Avx512 => avx512 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx512Bf16 => avx512_bf16 $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
-                    _ => $kernel::<$crate::simd::Portable $($(, $g)* $($(, $c)*)?)?>($($arg),*),
+                    _ => portable $(::<$($g),* $($(, $c)*)?>)? ($($arg),*),
                 }
             }
         }

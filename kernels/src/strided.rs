@@ -70,6 +70,11 @@ impl<const N: usize> Loops<N> {
         loops
     }
 
+    /// The rows of views that have all axes but the last in common: the inner loop runs over rows.
+    pub fn of_rows(views: &[View; N]) -> Self {
+        Self::new(&views.map(|view| View { rank: view.rank.saturating_sub(1), ..view }), usize::MAX)
+    }
+
     /// How many times the inner loop runs.
     pub fn rows(&self) -> usize {
         self.dims[..self.rank].iter().product()
@@ -102,6 +107,58 @@ impl<const N: usize> Loops<N> {
                 index[axis] = 0;
             }
         }
+    }
+
+    /// The offsets of each element in a range, counting in order over all axes.
+    pub fn elements(&self, from: usize, to: usize) -> Elements<'_, N> {
+        let mut elements = Elements { loops: self, index: [0; MAX_RANK], at: from % self.inner, left: to - from };
+        let mut rest = from / self.inner;
+        for axis in (0..self.rank).rev() {
+            elements.index[axis] = rest % self.dims[axis];
+            rest /= self.dims[axis];
+        }
+        elements
+    }
+}
+
+/// Offsets of elements of views, one after another. An iterator and no callback: a closure that is not inlined would
+/// lack the level's instructions.
+pub struct Elements<'a, const N: usize> {
+    loops: &'a Loops<N>,
+    index: [usize; MAX_RANK],
+    at: usize,
+    left: usize,
+}
+
+impl<const N: usize> Iterator for Elements<'_, N> {
+    type Item = [usize; N];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<[usize; N]> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let loops = self.loops;
+        let mut offsets = [0; N];
+        for (i, offset) in offsets.iter_mut().enumerate() {
+            *offset = self.at * loops.steps[i];
+            for axis in 0..loops.rank {
+                *offset += self.index[axis] * loops.strides[i][axis];
+            }
+        }
+        self.at += 1;
+        if self.at == loops.inner {
+            self.at = 0;
+            for axis in (0..loops.rank).rev() {
+                self.index[axis] += 1;
+                if self.index[axis] < loops.dims[axis] {
+                    break;
+                }
+                self.index[axis] = 0;
+            }
+        }
+        Some(offsets)
     }
 }
 

@@ -175,6 +175,16 @@ impl View {
         view
     }
 
+    /// A view with another axis, of one element, before axis `axis`; of fewer than `MAX_RANK` before.
+    pub fn insert(&self, axis: usize) -> Self {
+        let mut view = *self;
+        view.rank += 1;
+        view.dims.copy_within(axis..MAX_RANK - 1, axis + 1);
+        view.strides.copy_within(axis..MAX_RANK - 1, axis + 1);
+        (view.dims[axis], view.strides[axis]) = (1, 0);
+        view
+    }
+
     /// The view broadcast to a shape (numpy's rule), or `None` where it does not fit.
     pub fn broadcast(&self, shape: &[usize]) -> Option<Self> {
         if self.rank > shape.len() {

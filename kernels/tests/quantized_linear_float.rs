@@ -161,7 +161,8 @@ impl Case {
         [p[0], p[1], p[3], p[4], p[5], p[6], p[8], self.out.dtype as u32]
     }
     fn packed(&self, level: Level, pool: &Pool) -> Tensor {
-        let mut out = Tensor::empty(DType::U8, &[self.weight.packed_bytes(self.n, self.k).unwrap()]);
+        let mut out =
+            Tensor::empty(DType::U8, &[self.weight.packed_bytes(self.n, self.k, self.zero.is_some()).unwrap()]);
         let mut inputs = [Some(self.codes.clone()), Some(self.scale.clone()), self.zero.clone()];
         run(level, pool, Op::PackQuantized, &mut inputs, &mut out, &self.pack_params());
         out
@@ -502,7 +503,7 @@ fn any_packed_bytes_are_taken() {
     for weight in formats(64).into_iter().chain([weight(Format::Int4, 32)]) {
         for m in [1, 20] {
             let case = Case::new(&mut rng, DType::F32, weight, [m, 70, 64]).zeros(&mut rng);
-            let bytes = weight.packed_bytes(70, 64).unwrap();
+            let bytes = weight.packed_bytes(70, 64, true).unwrap();
             let packed = Tensor::empty(DType::U8, &[bytes]).fill(|_| rng.below(256) as f32);
             for level in levels() {
                 let mut inputs = [Some(case.x.clone()), Some(packed.clone()), None, None, None];
@@ -517,7 +518,8 @@ fn refusals() {
     let mut rng = Rng(17);
     let case = || Case::new(&mut Rng(18), DType::F32, weight(Format::Int4, 32), [2, 5, 64]);
     let refuses = |case: &Case, change: &dyn Fn(&mut [u32; 10]), says: &str| {
-        let packed = Tensor::empty(DType::U8, &[case.weight.packed_bytes(case.n, case.k).unwrap_or(1)]);
+        let packed =
+            Tensor::empty(DType::U8, &[case.weight.packed_bytes(case.n, case.k, case.zero.is_some()).unwrap_or(1)]);
         let mut tensors = [Some(case.x.clone()), Some(packed), None, None, None, Some(case.out.clone())];
         let views: Vec<_> = tensors.iter_mut().map(|t| t.as_mut().map(Tensor::view)).collect();
         let mut params = case.params();

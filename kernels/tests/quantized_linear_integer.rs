@@ -92,7 +92,8 @@ impl Case {
         [n, k, self.act as u32, format, ebits, mbits, group, self.zero.is_some() as u32, rows, self.variant]
     }
     fn packed(&self, level: Level, pool: &Pool) -> Tensor {
-        let mut out = Tensor::empty(DType::U8, &[self.weight.packed_bytes(self.n, self.k).unwrap()]);
+        let mut out =
+            Tensor::empty(DType::U8, &[self.weight.packed_bytes(self.n, self.k, self.zero.is_some()).unwrap()]);
         let mut inputs = [Some(self.codes.clone()), Some(self.scale.clone()), self.zero.clone()];
         run(level, pool, Op::PackQuantized, &mut inputs, &mut out, &self.pack_params());
         out
@@ -409,7 +410,7 @@ fn refusals() {
     (long[1], long[6]) = (131_072, 32);
     linear(&long, "at most 65536 columns");
     let pack = |index: usize, tensor: Option<Tensor>, says: &str| {
-        let out = Tensor::empty(DType::U8, &[case.weight.packed_bytes(10, 96).unwrap()]);
+        let out = Tensor::empty(DType::U8, &[case.weight.packed_bytes(10, 96, case.zero.is_some()).unwrap()]);
         let mut operands = vec![Some(case.codes.clone()), Some(case.scale.clone()), case.zero.clone(), Some(out)];
         operands[index] = tensor;
         refuses(Op::PackQuantized, operands, &case.pack_params(), says);

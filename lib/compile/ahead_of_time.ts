@@ -19,7 +19,14 @@ import { sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { MAX_RANK, schemaHash } from "../graph/schema.ts";
 import type { Device } from "../tensor/device.ts";
-import { CompiledFunction, constantValue, type Port, shapesKey, type Specialization } from "../tensor/function.ts";
+import {
+  CompiledFunction,
+  constantValue,
+  type Port,
+  shapesKey,
+  type Specialization,
+  valueBytes,
+} from "../tensor/function.ts";
 import { openSafetensors, readTensor, type SafetensorsFile, writeSafetensors } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -78,7 +85,8 @@ interface StageEntry {
 interface FunctionEntry {
   readonly name: string;
   readonly arguments: readonly (PortEntry & { readonly rate: Rate })[];
-  readonly results: readonly (PortEntry & { readonly value: number })[];
+  /** `replaces`: the number of the argument that it is written over. */
+  readonly results: readonly (PortEntry & { readonly value: number; readonly replaces?: number })[];
   readonly values: readonly ValueEntry[];
   readonly stages: readonly StageEntry[];
   readonly weightBytes: number;
@@ -252,9 +260,13 @@ function functionEntry(
     const program = bytes ? programs.push(bytes) - 1 : null;
     return { rate, program, kernels, arenaBytes, buffers: bytes ? buffers.map(bufferOf) : [] };
   });
-  const results = specialization.results.map(({ name, shape, dtype, node }) => (
-    { name, shape, dtype, value: valueOf(node) }
-  ));
+  const results = specialization.results.map(({ name, shape, dtype, node, replaces }) => ({
+    name,
+    shape,
+    dtype,
+    value: valueOf(node),
+    ...(replaces && { replaces: valueOf(replaces) }),
+  }));
   return { name, arguments: given, results, values, stages, weightBytes: specialization.info.weightBytes };
 }
 
@@ -466,21 +478,28 @@ class Reader {
     this.#need(ports.every(fits), "arguments of other sizes than their values");
     const stages = this.#stages(entry.stages, { values, sizes, arguments: given.length, weights, code });
     const last = new Set(stages.at(-1)!.buffers.filter(({ written }) => written).map(({ external }) => external));
-    const results = this.#list(entry.results, "results").map((result) => {
+    const replaced = new Set<number>();
+    const results = this.#list(entry.results, "results").map((result): Port => {
       const port = this.#port(result);
-      const { value } = result;
+      const { value, replaces } = result;
       this.#need(isCount(value) && fits(port, value) && last.has(values[value]!), `the result ${port.name}`);
-      return { ...port, node: values[value]! };
+      if (replaces === undefined) return { ...port, node: values[value]! };
+      const mayReplace = isCount(replaces) && replaces < given.length && fits(port, replaces) &&
+        !replaced.has(replaces);
+      this.#need(mayReplace, `what ${port.name} replaces`);
+      replaced.add(replaces);
+      return { ...port, node: values[value]!, replaces: values[replaces]! };
     });
     this.#need(isCount(entry.weightBytes), "no bytes of weights");
+    const named = ports.map((port, i): Port => ({ ...port, node: values[i]! }));
+    const found = { arguments: named, results, stages: [NOTHING, ...stages] };
     return {
-      arguments: ports.map((port, i): Port => ({ ...port, node: values[i]! })),
-      results,
-      stages: [NOTHING, ...stages],
+      ...found,
       info: {
         kernels: stages.at(-1)!.kernels,
         arenaBytes: Math.max(...stages.map(({ arenaBytes }) => arenaBytes)),
         weightBytes: entry.weightBytes,
+        valueBytes: valueBytes(found),
         milliseconds: 0,
       },
     };

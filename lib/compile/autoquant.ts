@@ -68,6 +68,8 @@ export interface AutoquantOptions {
   readonly height?: number | undefined;
   /** Pixels in a row; what the pipeline makes by default. */
   readonly width?: number | undefined;
+  /** Frames of each video, where the pipeline makes videos; what it makes by default. */
+  readonly numFrames?: number | undefined;
   /** Whether the layers of text encoders are chosen as well, false by default: they run once a picture. */
   readonly textEncoders?: boolean | undefined;
   /** Whether the plan is applied at once, true by default. */
@@ -174,13 +176,14 @@ export async function layerErrors(
 
 /** Checks what was asked for, and looks at what layers read. */
 async function calibrate(pipe: Calibratable, options: Omit<AutoquantOptions, "minSqnrDb" | "apply">) {
-  const { prompts, steps = 20, seed = 0, height, width, signal, onProgress = () => {} } = options;
+  const { prompts, steps = 20, seed = 0, height, width, numFrames, signal, onProgress = () => {} } = options;
   if (prompts.length === 0) throw new TypeError("Cannot calibrate with no prompts: pass at least one");
   const candidates = candidatesOf(options.schemes ?? AUTOQUANT_SCHEMES);
   const models = modelsOf(pipe, options.textEncoders ?? false);
   for (const [component, module] of models) refuseQuantized(component, module);
   onProgress({ phase: "capture", done: 0, total: 1 });
-  const seen = await capture(pipe, models, { prompts, seed, numInferenceSteps: steps, height, width, signal });
+  const run = { prompts, seed, numInferenceSteps: steps, height, width, numFrames, signal };
+  const seen = await capture(pipe, models, run);
   onProgress({ phase: "capture", done: 1, total: 1 });
   return { models, candidates, seen };
 }

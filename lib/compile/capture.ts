@@ -30,6 +30,8 @@ export interface CalibrationOptions {
   readonly height?: number | undefined;
   /** Pixels in a row. */
   readonly width?: number | undefined;
+  /** Frames, of a video. */
+  readonly numFrames?: number | undefined;
   /** Stops before the next kernel. */
   readonly signal?: AbortSignal | undefined;
 }

@@ -48,9 +48,14 @@ export type Dump = (title: string, text: () => string) => void;
  *
  * @param recorded The outputs as recorded.
  * @param dump Receives each stage as text, where wanted.
+ * @param updates For each output the leaf whose buffer it may take over, where there is one.
  * @returns The programs.
  */
-export function compileGraph(recorded: readonly Node[], dump: Dump = () => {}): Compiled {
+export function compileGraph(
+  recorded: readonly Node[],
+  dump: Dump = () => {},
+  updates: readonly (Node | undefined)[] = [],
+): Compiled {
   const outputs = optimize(recorded, dump);
   const last = Math.max(RATE.run, ...outputs.map((n) => n.rate)) as Rate;
   const materialized = new Set<Node>();
@@ -61,7 +66,9 @@ export function compileGraph(recorded: readonly Node[], dump: Dump = () => {}): 
     for (const n of targets) materialized.add(n);
     stages.push(found);
   }
-  stages.push(stage(outputs, { rate: last, materialized, dump }));
+  const updated = new Map<Node, Node>();
+  updates.forEach((leaf, i) => leaf && updated.set(outputs[i]!, leaf));
+  stages.push(stage(outputs, { rate: last, materialized, dump, updates: updated }));
   return { outputs, stages };
 }
 
@@ -129,10 +136,10 @@ function frontier(outputs: readonly Node[], rate: Rate): Node[] {
 
 function stage(
   targets: readonly Node[],
-  options: { rate: Rate; materialized: ReadonlySet<Node>; dump: Dump },
+  options: { rate: Rate; materialized: ReadonlySet<Node>; dump: Dump; updates?: ReadonlyMap<Node, Node> },
 ): Stage {
-  const { rate, materialized, dump } = options;
-  const lowered = lower(targets, materialized);
+  const { rate, materialized, dump, updates } = options;
+  const lowered = lower(targets, materialized, updates);
   const arena = planArena(lowered.instructions);
   dump(`program of rate ${rate}`, () => dumpProgram(lowered, arena));
   const kernels = lowered.instructions.length;

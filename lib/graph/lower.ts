@@ -142,9 +142,14 @@ function layoutsOf(spec: KernelSpec): { layout: Layout }[] {
  *
  * @param targets The nodes whose values are wanted, each in a buffer of its own.
  * @param materialized Nodes whose values come in buffers, besides the leaves.
+ * @param updates Targets whose buffer may be that of a leaf: they are written when nothing reads the leaf any more.
  * @returns The kernel calls and their buffers.
  */
-export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>): Lowered {
+export function lower(
+  targets: readonly Node[],
+  materialized: ReadonlySet<Node>,
+  updates: ReadonlyMap<Node, Node> = new Map(),
+): Lowered {
   const isGiven = (n: Node) => n.op === "leaf" || materialized.has(n);
   const order = topological(targets, { isGiven });
   const users = usersOf(order, isGiven);
@@ -155,6 +160,8 @@ export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>)
   const copies = new Map<Node, View>();
   const places = new Map<Node, View | null>();
   const wanted = new Set(targets);
+  const lastReads = lastReadsOf(order, new Set(updates.values()));
+  const held = new Map<number, (() => void)[]>();
 
   const allocate = (n: { dtype: Dtype; shape: readonly number[] }): View => ({
     storage: { dtype: n.dtype, size: sizeOf(n.shape), written: true },
@@ -162,6 +169,13 @@ export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>)
     shape: n.shape,
     strides: dense(n.shape),
   });
+
+  /** The buffer of a target. */
+  const output = (n: Node): View => {
+    const storage: Storage = { dtype: n.dtype, size: sizeOf(n.shape), written: true, external: n };
+    outputs.push(storage);
+    return { storage, offset: 0, shape: n.shape, strides: dense(n.shape) };
+  };
 
   const emit = (kernel: KernelName, operands: readonly (View | null)[], params: Instruction["params"]) => {
     instructions.push({ kernel, operands, params });
@@ -172,10 +186,8 @@ export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>)
     const known = places.get(n);
     if (known !== undefined) return known;
     let found: View | null = null;
-    if (wanted.has(n)) {
-      const storage: Storage = { dtype: n.dtype, size: sizeOf(n.shape), written: true, external: n };
-      outputs.push(storage);
-      found = { storage, offset: 0, shape: n.shape, strides: dense(n.shape) };
+    if (wanted.has(n) && !updates.has(n)) {
+      found = output(n);
     } else {
       for (const user of users.get(n) ?? []) if ((found = placeIn(n, user)) !== null) break;
     }
@@ -309,13 +321,34 @@ export function lower(targets: readonly Node[], materialized: ReadonlySet<Node>)
     return fits(view, layout) ? view : broadcast(asOperand(x, layout), shape);
   }
 
-  for (const n of order) {
+  for (const [index, n] of order.entries()) {
     const view = lowerNode(n);
     values.set(n, view);
-    const target = wanted.has(n) ? place(n)! : undefined;
-    if (target && !sameView(view, target)) emit("copy", [view, target], {});
+    const leaf = updates.get(n);
+    if (leaf) {
+      const target = output(n);
+      const at = Math.max(index, lastReads.get(leaf) ?? index);
+      held.set(at, [...held.get(at) ?? [], () => emit("copy", [view, target], {})]);
+    } else {
+      const target = wanted.has(n) ? place(n)! : undefined;
+      if (target && !sameView(view, target)) emit("copy", [view, target], {});
+    }
+    for (const write of held.get(index) ?? []) write();
   }
   return { instructions, externals: [...inputs, ...outputs] };
+}
+
+/** Where in an order some leaves are last read. */
+function lastReadsOf(order: readonly Node[], leaves: ReadonlySet<Node>): Map<Node, number> {
+  const last = new Map<Node, number>();
+  if (leaves.size === 0) return last;
+  for (const [index, n] of order.entries()) {
+    for (const x of n.inputs) {
+      const base = x && baseOf(x);
+      if (base && leaves.has(base)) last.set(base, index);
+    }
+  }
+  return last;
 }
 
 function usersOf(order: readonly Node[], isGiven: (n: Node) => boolean): Map<Node, Node[]> {
@@ -344,9 +377,9 @@ function broadcastShape(n: Node, index: number): readonly number[] | undefined {
       return n.shape;
     case "linear":
     case "quantized_linear":
-    case "conv2d":
       return index >= 3 ? n.shape : undefined;
-    case "quantized_conv2d":
+    case "conv":
+    case "quantized_conv":
       return index === 3 ? n.shape : undefined;
     case "layer_norm":
       // Quantized rows are longer than what they hold.

@@ -330,45 +330,50 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
     },
   },
   group_norm: {
-    operands: ["x", "weight?", "bias?"],
-    infer: ([x, weight, bias], params) => {
+    operands: ["x", "weight?", "bias?", "scale?", "shift?"],
+    infer: ([x, weight, bias, scale, shift], params) => {
       needFloat("group_norm", x);
       const groups = num(params, "groups");
       need(
-        x!.shape.length === 4 && Number.isInteger(groups) && groups > 0 && last(x!) % groups === 0,
+        isPictures(x!) && Number.isInteger(groups) && groups > 0 && last(x!) % groups === 0,
         () =>
-          `Group norm takes (batch, height, width, channels) with channels in ${groups} groups, got ${text(x!.shape)}`,
+          "Group norm takes (batch, height, width, channels) or (batch, frames, height, width, channels) with " +
+          `channels in ${groups} groups, got ${text(x!.shape)}`,
       );
       needVector("group_norm", "weight", weight, last(x!));
       needVector("group_norm", "bias", bias, last(x!));
+      need(!scale === !shift, () => "Group norm takes a scale and a shift together");
+      needBlocks(x!, scale, params);
+      needBlocks(x!, shift, params);
       return same(x!);
     },
   },
-  conv2d: {
-    operands: ["x", "weight", "bias?", "residual?"],
-    infer: ([x, weight, bias, residual], params) => {
-      const [filters, channels, kh, kw] = filterShape(params);
-      if (weight!.op === "pack_conv2d") {
+  conv: {
+    operands: ["x", "weight", "bias?", "residual?", "cache?"],
+    infer: ([x, weight, bias, residual, cache], params) => {
+      const [filters, channels, ...kernel] = filterShape(params);
+      if (weight!.op === "pack_conv") {
         need(
-          weight!.shape[0] === packedBytes(filters, channels, DTYPES[x!.dtype].size) * kh * kw,
+          weight!.shape[0] === packedBytes(filters, channels, DTYPES[x!.dtype].size) * sizeOf(kernel),
           () => `A packed convolution weight cannot have ${weight!.shape[0]} bytes`,
         );
       } else {
+        const shape = [filters, channels, ...(x!.shape.length === 4 ? kernel.slice(1) : kernel)];
         need(
-          sameShape(weight!.shape, [filters, channels, kh, kw]),
-          () => `A convolution takes a weight of ${text([filters, channels, kh, kw])}, got ${text(weight!.shape)}`,
+          sameShape(weight!.shape, shape),
+          () => `A convolution takes a weight of ${text(shape)}, got ${text(weight!.shape)}`,
         );
       }
-      return inferConv2d(x!, bias, residual, params);
+      return inferConv([x!, bias, residual, cache], params);
     },
   },
-  pack_conv2d: {
+  pack_conv: {
     operands: ["weight"],
     infer: ([weight], params) => {
-      needFloat("pack_conv2d", weight);
-      const [filters, channels, kh, kw] = weight!.shape;
-      need(weight!.shape.length === 4, () => `A convolution's weight has four axes, got ${text(weight!.shape)}`);
-      const bytes = packedBytes(filters!, channels!, DTYPES[params.dtype as Dtype].size) * kh! * kw!;
+      needFloat("pack_conv", weight);
+      const [filters, channels, ...kernel] = weight!.shape;
+      need(isPictures(weight!), () => `A convolution's weight has four or five axes, got ${text(weight!.shape)}`);
+      const bytes = packedBytes(filters!, channels!, DTYPES[params.dtype as Dtype].size) * sizeOf(kernel);
       return { shape: [bytes], dtype: "u8" };
     },
   },
@@ -457,7 +462,7 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
       const format = needFormat("pack_quantized", params, k);
       needCodes("pack_quantized", codes!, codesType(format, n, k));
       needScales("pack_quantized", format, [n, k], [scale!, zero]);
-      return { shape: [quantizedBytes(format, n, k)], dtype: "u8" };
+      return { shape: [quantizedBytes(format, n, k, zero !== null)], dtype: "u8" };
     },
   },
   quantized_linear: {
@@ -474,7 +479,7 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
         () => `quantized_linear takes x of ${want.dtype} ${text(want.shape)}, got ${x!.dtype} ${text(x!.shape)}`,
       );
       need(
-        weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedBytes(format, n, k)]),
+        weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedBytes(format, n, k, params.zero === 1)]),
         () => `A packed ${format.format} weight of (${n}, ${k}) cannot be ${weight!.dtype} ${text(weight!.shape)}`,
       );
       needVector("quantized_linear", "bias", bias, n);
@@ -513,26 +518,26 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
       return { shape: [...ids!.shape, codes!.shape[1]!], dtype: params.dtype as Dtype };
     },
   },
-  pack_quantized_conv2d: {
+  pack_quantized_conv: {
     operands: ["codes", "scale"],
     infer: ([codes, scale], params) => {
       const filters = codes!.shape[0]!;
-      const [channels, kh, kw] = [num(params, "channels"), num(params, "kh"), num(params, "kw")];
-      const format: WeightFormat = { ...formatOf(params), group: channels * kh * kw };
-      needCodes("pack_quantized_conv2d", codes!, codesType(format, filters, format.group));
-      needScales("pack_quantized_conv2d", format, [filters, format.group], [scale!, null]);
-      return { shape: [quantizedConvBytes([filters, channels, kh, kw])], dtype: "u8" };
+      const shape = filterShape({ ...params, filters });
+      const format: WeightFormat = { ...formatOf(params), group: sizeOf(shape.slice(1)) };
+      needCodes("pack_quantized_conv", codes!, codesType(format, filters, format.group));
+      needScales("pack_quantized_conv", format, [filters, format.group], [scale!, null]);
+      return { shape: [quantizedConvBytes(shape)], dtype: "u8" };
     },
   },
-  quantized_conv2d: {
-    operands: ["x", "weight", "bias?", "residual?", "amax?"],
-    infer: ([x, weight, bias, residual, amax], params) => {
+  quantized_conv: {
+    operands: ["x", "weight", "bias?", "residual?", "cache?", "amax?"],
+    infer: ([x, weight, bias, residual, cache, amax], params) => {
       need(
         weight!.dtype === "u8" && sameShape(weight!.shape, [quantizedConvBytes(filterShape(params))]),
         () => `A packed quantized convolution weight cannot be ${weight!.dtype} ${text(weight!.shape)}`,
       );
-      needVector("quantized_conv2d", "amax", amax, 1);
-      return inferConv2d(x!, bias, residual, params);
+      needVector("quantized_conv", "amax", amax, 1);
+      return inferConv([x!, bias, residual, cache], params);
     },
   },
   prune_semi_structured: {
@@ -545,32 +550,61 @@ export const OPS: Readonly<Record<OpName, OpRule>> = {
   },
 };
 
-/** The shape of a convolution's weight. */
-function filterShape(params: Params): [number, number, number, number] {
-  return [num(params, "filters"), num(params, "channels"), num(params, "kh"), num(params, "kw")];
+/** Whether a node is of (batch, height, width, channels), or with frames before the height. */
+const isPictures = (x: Node) => x.shape.length === 4 || x.shape.length === 5;
+
+/** Checks that each pixel of a norm's scale or shift is for a block of pixels of x. */
+function needBlocks(x: Node, grid: Node | null | undefined, params: Params): void {
+  if (!grid) return;
+  needSameDtype("group_norm", x, grid);
+  const sizes = (shape: readonly number[]) => shape.slice(1, -1);
+  const first = num(params, "first");
+  const divides = (whole: number, part: number) => part > 0 ? whole % part === 0 : whole === 0;
+  need(
+    grid.shape.length === x.shape.length && grid.shape[0] === x.shape[0] && last(grid) === last(x) &&
+      sizes(x.shape).every((size, axis) => {
+        const apart = axis === 0 && x.shape.length === 5 ? first : 0;
+        return divides(size - apart, sizes(grid.shape)[axis]! - apart);
+      }),
+    () =>
+      `Group norm of ${text(x.shape)} takes a scale and a shift of sizes that divide its own` +
+      `${first ? ", the first frame apart" : ""}, got ${text(grid.shape)}`,
+  );
 }
 
-function inferConv2d(
-  x: Node,
-  bias: Node | null | undefined,
-  residual: Node | null | undefined,
-  params: Params,
-): TypeOf {
+/** The shape of a convolution's weight: filters, channels, and the kernel's time, height and width. */
+function filterShape(params: Params): [number, number, number, number, number] {
+  return ["filters", "channels", "kt", "kh", "kw"].map((key) => num(params, key)) as ReturnType<typeof filterShape>;
+}
+
+function inferConv([x, bias, residual, cache]: [Node, ...(Node | null | undefined)[]], params: Params): TypeOf {
   const p = (key: string) => num(params, key);
-  const [filters, channels, kh, kw] = filterShape(params);
-  needFloat("conv2d", x);
+  const [filters, channels, kt, kh, kw] = filterShape(params);
+  needFloat("conv", x);
   need(
-    x.shape.length === 4 && last(x) === channels,
-    () => `A convolution of ${channels} channels takes (batch, height, width, ${channels}), got ${text(x.shape)}`,
+    (x.shape.length === 5 || (x.shape.length === 4 && kt === 1)) && last(x) === channels,
+    () =>
+      `A convolution of ${channels} channels takes (batch, height, width, ${channels}), or ` +
+      `(batch, frames, height, width, ${channels}), got ${text(x.shape)}`,
   );
-  needVector("conv2d", "bias", bias, filters);
+  needVector("conv", "bias", bias, filters);
+  if (cache) {
+    const shape = [x.shape[0]!, kt - 1, ...x.shape.slice(2)];
+    need(
+      kt > 1 && sameShape(cache.shape, shape),
+      () =>
+        `A convolution over ${kt} frames of ${text(x.shape)} takes a cache of ${text(shape)}, got ${text(cache.shape)}`,
+    );
+    needSameDtype("conv", x, cache);
+  }
+  const [rows, columns] = x.shape.slice(-3);
   const extent = (size: number, kernel: number, before: number, after: number) =>
     Math.floor((size * p("upsample") + before + after - kernel) / p("stride")) + 1;
-  const height = extent(x.shape[1]!, kh, p("padTop"), p("padBottom"));
-  const width = extent(x.shape[2]!, kw, p("padLeft"), p("padRight"));
+  const height = extent(rows!, kh, p("padTop"), p("padBottom"));
+  const width = extent(columns!, kw, p("padLeft"), p("padRight"));
   need(height > 0 && width > 0, () => `${text(x.shape)} is too small for a ${kh} by ${kw} convolution`);
-  const out = { shape: [x.shape[0]!, height, width, filters], dtype: x.dtype };
-  needBroadcast("conv2d", "residual", residual, out);
+  const out = { shape: [...x.shape.slice(0, -3), height, width, filters], dtype: x.dtype };
+  needBroadcast("conv", "residual", residual, out);
   return out;
 }
 

@@ -67,26 +67,28 @@ export function storedRowBytes(format: Omit<WeightFormat, "group">, columns: num
 }
 
 /**
- * Bytes of a packed weight: codes with rows and columns rounded up to 64, then eight for each group of each row.
+ * Bytes of a packed weight: codes with rows and columns rounded up to 64, a scale and a zero point's byte for each group
+ * of each row, and a word for each row.
  *
  * @param format The format.
  * @param rows Outputs.
  * @param columns Inputs.
+ * @param zero Whether there are zero points.
  * @returns The bytes, the same on every level.
  */
-export function quantizedBytes(format: WeightFormat, rows: number, columns: number): number {
+export function quantizedBytes(format: WeightFormat, rows: number, columns: number, zero: boolean): number {
   const codes = roundUp(rows, 64) * roundUp(columns, 64) * weightBits(format) / 8;
-  return codes + roundUp(rows, 64) * Math.max(1, columns / format.group) * 8;
+  return codes + roundUp(rows, 64) * (Math.max(1, columns / format.group) * (zero ? 5 : 4) + 4);
 }
 
 /**
  * Bytes of a packed quantized convolution's weight: one byte a code, then eight for each filter.
  *
- * @param shape Filters, channels, kernel height and width.
+ * @param shape Filters, channels, and the kernel's sizes.
  * @returns The bytes, the same on every level.
  */
-export function quantizedConvBytes([filters, channels, kh, kw]: readonly [number, number, number, number]): number {
-  return roundUp(filters, 64) * roundUp(channels, 64) * kh * kw + 8 * roundUp(filters, 64);
+export function quantizedConvBytes([filters, channels, ...kernel]: readonly [number, number, ...number[]]): number {
+  return roundUp(filters, 64) * roundUp(channels, 64) * kernel.reduce((a, b) => a * b, 1) + 8 * roundUp(filters, 64);
 }
 
 /**

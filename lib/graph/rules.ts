@@ -171,12 +171,12 @@ const isSelection = (n: Node) =>
 /** Operations that a kernel computes with another one. */
 export const FUSE: readonly Rule[] = [
   {
-    name: "activation of linear, conv2d or group_norm",
+    name: "activation of linear, conv or group_norm",
     ops: ["unary"],
     apply: (n, g) => {
       const x = input(n);
       const kind = n.params.kind as string;
-      const fusible = x.op === "linear" || x.op === "conv2d" || x.op === "group_norm";
+      const fusible = x.op === "linear" || x.op === "conv" || x.op === "group_norm";
       if (!fusible || !(kind in ACTIVATION) || !g.once(x) || x.params.act !== "none" || hasEpilogue(x)) {
         return undefined;
       }
@@ -227,8 +227,8 @@ export const FUSE: readonly Rule[] = [
     },
   },
   {
-    name: "conv2d of an enlarged image",
-    ops: ["conv2d"],
+    name: "conv of an enlarged image",
+    ops: ["conv"],
     apply: (n, g) => {
       const x = input(n);
       if (x.op !== "upsample_nearest" || n.params.upsample !== 1) return undefined;
@@ -246,12 +246,12 @@ export const FUSE: readonly Rule[] = [
     },
   },
   {
-    name: "residual + linear or conv2d",
+    name: "residual + linear or conv",
     ops: ["binary"],
     apply: (n, g) => {
       if (n.params.kind !== "add") return undefined;
       const open = (x: Node) =>
-        (x.op === "linear" ? !x.inputs[4] : x.op === "conv2d" && !x.inputs[3]) && sameShape(x.shape, n.shape) &&
+        (x.op === "linear" ? !x.inputs[4] : x.op === "conv" && !x.inputs[3]) && sameShape(x.shape, n.shape) &&
         g.once(x);
       const found = eitherOperand(n, open);
       return found && remake(g, found[0], { inputs: { [found[0].op === "linear" ? 4 : 3]: found[1] } });
@@ -262,7 +262,7 @@ export const FUSE: readonly Rule[] = [
 /** Whether something is applied to the result after the activation. */
 function hasEpilogue(x: Node): boolean {
   if (x.op === "linear") return x.inputs[3] !== null || x.inputs[4] !== null;
-  return x.op === "conv2d" && x.inputs[3] !== null;
+  return x.op === "conv" && x.inputs[3] !== null;
 }
 
 const isPlusOne = (x: Node) => isUnary(x, "affine") && x.params.alpha === 1 && x.params.beta === 1;
@@ -343,24 +343,25 @@ export const QUANTIZE: readonly Rule[] = [
     },
   },
   {
-    name: "conv2d of a quantized weight",
-    ops: ["conv2d"],
+    name: "conv of a quantized weight",
+    ops: ["conv"],
     apply: (n, g) => {
       const weight = baseOfWeight(input(n, 1));
       if (weight.op !== "dequantize") return undefined;
       const { params, dtype } = n;
-      const { channels, kh, kw, rows } = params;
+      const { channels, kt, kh, kw, rows } = params;
       const { format } = weight.params;
-      const packed = g.make("pack_quantized_conv2d", weight.inputs.slice(0, 2), {
+      const packed = g.make("pack_quantized_conv", weight.inputs.slice(0, 2), {
         channels: channels!,
+        kt: kt!,
         kh: kh!,
         kw: kw!,
         format: format!,
         rows: rows!,
         dtype,
       });
-      const amax = rows === "none" ? null : g.make("abs_max", [input(n)], {});
-      return g.make("quantized_conv2d", [input(n), packed, ...n.inputs.slice(2), amax], { ...params, format: format! });
+      const amax = rows === "none" ? null : largest([input(n), n.inputs[4]], g);
+      return g.make("quantized_conv", [input(n), packed, ...n.inputs.slice(2), amax], { ...params, format: format! });
     },
   },
   {
@@ -375,6 +376,12 @@ export const QUANTIZE: readonly Rule[] = [
     },
   },
 ];
+
+/** The largest magnitude of an input and of what may come with it. */
+function largest(xs: readonly (Node | null | undefined)[], g: Rewriter): Node {
+  return xs.filter((x) => !!x).map((x) => g.make("abs_max", [x], {}))
+    .reduce((a, b) => g.make("binary", [a, b], { kind: "max" }));
+}
 
 const baseOfWeight = (weight: Node) => weight.op === "reshape" ? input(weight) : weight;
 
@@ -410,17 +417,17 @@ export const LEGALIZE: readonly Rule[] = [
   },
   {
     name: "pack a weight",
-    ops: ["linear", "conv2d"],
+    ops: ["linear", "conv"],
     apply: (n, g) => {
       const weight = input(n, 1);
-      const op = n.op === "linear" ? "pack_linear" : "pack_conv2d";
+      const op = n.op === "linear" ? "pack_linear" : "pack_conv";
       if (weight.op === op) return undefined;
       return remake(g, n, { inputs: { 1: g.make(op, [weight], { dtype: n.dtype }) } });
     },
   },
   {
     name: "pack a cast weight",
-    ops: ["pack_linear", "pack_conv2d"],
+    ops: ["pack_linear", "pack_conv"],
     apply: (n, g) => {
       const weight = input(n);
       if (weight.op !== "cast" || !widens(input(weight).dtype, weight.dtype)) return undefined;
@@ -438,7 +445,7 @@ export const LEGALIZE: readonly Rule[] = [
   },
   {
     name: "vectors in f32",
-    ops: ["linear", "conv2d", "quantized_linear", "quantized_conv2d"],
+    ops: ["linear", "conv", "quantized_linear", "quantized_conv"],
     apply: (n, g) => inFloat32(n, g, [2]),
   },
   { name: "vectors in f32", ops: ["layer_norm", "group_norm"], apply: (n, g) => inFloat32(n, g, [1, 2]) },

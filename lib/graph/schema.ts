@@ -136,8 +136,8 @@ export type KernelName =
   | "rope"
   | "rms_norm_rope"
   | "group_norm"
-  | "conv2d"
-  | "pack_conv2d"
+  | "conv"
+  | "pack_conv"
   | "upsample_nearest"
   | "embedding"
   | "timestep_embedding"
@@ -151,8 +151,8 @@ export type KernelName =
   | "quantize_rows"
   | "abs_max"
   | "quantized_embedding"
-  | "pack_quantized_conv2d"
-  | "quantized_conv2d"
+  | "pack_quantized_conv"
+  | "quantized_conv"
   | "prune_semi_structured";
 
 /** The kernels. */
@@ -226,27 +226,43 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
     operands: { x: inner, weight: optional("dense"), cos: inner, sin: inner, out: inner },
     params: { eps: "f32" },
   },
-  /** x, out (B, H, W, C), channels last; weight, bias f32 (C). */
+  /**
+   * x, out (B, H, W, C) or (B, T, H, W, C), channels last; weight, bias f32 (C). Moments are of all pixels of all frames.
+   * out = act(norm * scale + shift), scale and shift of (B, t, h, w, C), which divide T, H and W: each of their pixels
+   * is for a block of equally many of x. With `first` = 1 the first frame of each is for the other's first alone, and
+   * T - 1 is a multiple of t - 1.
+   */
   group_norm: {
     code: 14,
-    operands: { x: inner, weight: optional("dense"), bias: optional("dense"), out: inner },
-    params: { groups: "i32", eps: "f32", act: "activation" },
+    operands: {
+      x: inner,
+      weight: optional("dense"),
+      bias: optional("dense"),
+      scale: optional("inner"),
+      shift: optional("inner"),
+      out: inner,
+    },
+    params: { groups: "i32", eps: "f32", act: "activation", first: "i32" },
   },
   /**
-   * Cross-correlation, channels last: x (B, H, W, C) to out (B, Ho, Wo, O), weight packed from (O, C, kh, kw). Reads
-   * x as if enlarged `upsample` times by nearest neighbour. What lies outside x is zero, below and to the right as
-   * far as out reaches. out = residual + act(conv + bias).
+   * Cross-correlation, channels last: x (B, T, H, W, C) to out (B, T, Ho, Wo, O), or both without T by a kernel of
+   * kt = 1; weight packed from (O, C, kt, kh, kw). Causal in time: frame t of out is of frames t - (kt - 1) to t of x,
+   * of which those before the first are cache (B, kt - 1, H, W, C), or the first again. Reads frames as if enlarged
+   * `upsample` times by nearest neighbour. What lies outside a frame is zero, below and to the right as far as out
+   * reaches. out = residual + act(conv + bias).
    */
-  conv2d: {
+  conv: {
     code: 15,
     operands: {
       x: inner,
       weight: dense,
       bias: optional("dense"),
       residual: optional("strided"),
+      cache: optional("inner"),
       out: inner,
     },
     params: {
+      kt: "i32",
       kh: "i32",
       kw: "i32",
       stride: "i32",
@@ -256,8 +272,8 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
       act: "activation",
     },
   },
-  /** Rearranges (O, C, kh, kw) of any float dtype into the level's layout for x of dtype code `dtype`. */
-  pack_conv2d: { code: 16, operands: { weight: strided, out: dense }, params: { dtype: "i32" } },
+  /** Rearranges (O, C, kt, kh, kw) or (O, C, kh, kw) of any float dtype into the level's layout for x of dtype code `dtype`. */
+  pack_conv: { code: 16, operands: { weight: strided, out: dense }, params: { dtype: "i32" } },
   /** Nearest-neighbour enlargement of (B, H, W, C). */
   upsample_nearest: { code: 17, operands: { x: inner, out: inner }, params: { factor: "i32" } },
   /** Rows of table (V, D) by ids i32 (...): out (..., D); an id outside the table is an error of the run. */
@@ -360,29 +376,39 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
   /** `embedding` of a table of int8 codes (V, D) with scales f32 (V, 1). */
   quantized_embedding: { code: 29, operands: { ids: strided, codes: inner, scale: dense, out: inner }, params: {} },
   /**
-   * Rearranges codes (O, C * kh * kw) of int8 or fp8 and scales f32 (O, 1) into the level's layout,
+   * Rearranges codes (O, C * kt * kh * kw) of int8 or fp8 and scales f32 (O, 1) into the level's layout,
    * `quantizedConvBytes` long.
    */
-  pack_quantized_conv2d: {
+  pack_quantized_conv: {
     code: 30,
     operands: { codes: inner, scale: dense, out: dense },
-    params: { channels: "i32", kh: "i32", kw: "i32", format: "format", rows: "rows", dtype: "i32" },
+    params: {
+      channels: "i32",
+      kt: "i32",
+      kh: "i32",
+      kw: "i32",
+      format: "format",
+      rows: "rows",
+      dtype: "i32",
+    },
   },
   /**
-   * `conv2d` by a weight of `pack_quantized_conv2d`. With `rows` = int8, x is quantized as it is read, by the scale
-   * amax / 127 of the whole of it.
+   * `conv` by a weight of `pack_quantized_conv`. With `rows` = int8, x and cache are quantized as they are read, by the
+   * scale amax / 127 of all of them.
    */
-  quantized_conv2d: {
+  quantized_conv: {
     code: 31,
     operands: {
       x: inner,
       weight: dense,
       bias: optional("dense"),
       residual: optional("strided"),
+      cache: optional("inner"),
       amax: optional("dense"),
       out: inner,
     },
     params: {
+      kt: "i32",
       kh: "i32",
       kw: "i32",
       stride: "i32",

@@ -191,7 +191,7 @@ export class Image implements Pixels {
   }
 }
 
-/** The settings that make a picture again. */
+/** The settings that make a picture or a video again. */
 export interface GenerationSettings {
   /** The checkpoint: a folder's name, a hub id or a URL. */
   model?: string;
@@ -217,6 +217,10 @@ export interface GenerationSettings {
   numFrames?: number;
   /** Frames a second, where a video was made. */
   fps?: number;
+  /** The scheduler's class, where a pipeline takes several. */
+  scheduler?: string;
+  /** Whether guidance grew from step to step. */
+  useDynamicCfg?: boolean;
   /** The most tokens of the second text encoder. */
   maxSequenceLength?: number;
   /** The dtype that the model ran in. */
@@ -229,7 +233,8 @@ export interface GenerationSettings {
   index?: number;
 }
 
-const TEXTS = ["model", "prompt", "prompt2", "negativePrompt", "dtype", "quantization"] as const;
+const TEXTS = ["model", "prompt", "prompt2", "negativePrompt", "scheduler", "dtype", "quantization"] as const;
+const SWITCHES = ["useDynamicCfg"] as const;
 const NUMBERS = [
   "numInferenceSteps",
   "guidanceScale",
@@ -244,18 +249,18 @@ const NUMBERS = [
 ] as const;
 
 /**
- * Settings as a picture's metadata: diffusers' words as keywords.
+ * Settings as a picture's or video's metadata: diffusers' words as keywords.
  *
- * @param settings The settings
+ * @param settings The settings, as far as they are known
  * @param options The version of denoise, for the keyword `Software`
  * @returns Texts by keyword
  */
 export function settingsToMetadata(
-  settings: GenerationSettings,
+  settings: Partial<GenerationSettings>,
   options: { version?: string } = {},
 ): Record<string, string> {
   const metadata: Record<string, string> = {};
-  for (const key of [...TEXTS, "seed", ...NUMBERS] as const) {
+  for (const key of [...TEXTS, "seed", ...NUMBERS, ...SWITCHES] as const) {
     const value = settings[key];
     if (value !== undefined) metadata[keywordOf(key)] = String(value);
   }
@@ -281,7 +286,10 @@ export function settingsFromMetadata(
       `Cannot read settings from ${file ?? "the picture"}: its ${keyword} ${what}; pass a picture that denoise saved`,
       { file, key: keyword },
     );
-  const settings: Partial<Record<keyof GenerationSettings, string | number | bigint>> = {};
+  const settings: Partial<Record<keyof GenerationSettings, string | number | bigint | boolean>> = {};
+  for (const key of SWITCHES) {
+    if (Object.hasOwn(metadata, keywordOf(key))) settings[key] = metadata[keywordOf(key)] === "true";
+  }
   for (const key of [...TEXTS, "seed", ...NUMBERS] as const) {
     const keyword = keywordOf(key);
     const text = Object.hasOwn(metadata, keyword) ? metadata[keyword] : undefined;

@@ -7,8 +7,10 @@
 
 import { ConfigError } from "../errors.ts";
 import { type LoadOptions, loadParameters } from "../nn/checkpoint.ts";
+import { FeedForward } from "../nn/feed_forward.ts";
 import { LayerNorm, Linear, RMSNorm } from "../nn/layers.ts";
 import { Model, Module } from "../nn/module.ts";
+import { TimestepEmbedding } from "../nn/timestep_embedding.ts";
 import { weightsChanged } from "../tensor/function.ts";
 import { openCheckpoint } from "../tensor/safetensors.ts";
 import { attention, concat, rotaryEmbedding, type Tensor, timestepEmbedding } from "../tensor/tensor.ts";
@@ -66,34 +68,19 @@ export interface FluxCondition {
 /** Cosines and sines of the tokens' positions. */
 type Rope = { cos: Tensor; sin: Tensor };
 
-class Embedder extends Module {
-  linear_1: Linear;
-  linear_2: Linear;
-
-  constructor(inputs: number, dim: number) {
-    super();
-    this.linear_1 = new Linear(inputs, dim);
-    this.linear_2 = new Linear(dim, dim);
-  }
-
-  forward(x: Tensor): Tensor {
-    return this.linear_2.forward(this.linear_1.forward(x).silu());
-  }
-}
-
 /** The size of a number's sinusoids. */
 const SINUSOIDS = 256;
 
 class CombinedTimestepGuidanceTextProjEmbeddings extends Module {
-  timestep_embedder: Embedder;
-  guidance_embedder?: Embedder;
-  text_embedder: Embedder;
+  timestep_embedder: TimestepEmbedding;
+  guidance_embedder?: TimestepEmbedding;
+  text_embedder: TimestepEmbedding;
 
   constructor(dim: number, config: FluxTransformer2DConfig) {
     super();
-    this.timestep_embedder = new Embedder(SINUSOIDS, dim);
-    if (config.guidanceEmbeds) this.guidance_embedder = new Embedder(SINUSOIDS, dim);
-    this.text_embedder = new Embedder(config.pooledProjectionDim, dim);
+    this.timestep_embedder = new TimestepEmbedding(SINUSOIDS, dim);
+    if (config.guidanceEmbeds) this.guidance_embedder = new TimestepEmbedding(SINUSOIDS, dim);
+    this.text_embedder = new TimestepEmbedding(config.pooledProjectionDim, dim);
   }
 
   /** The parts of the condition: of times (and guidance), and of prompts. */
@@ -134,33 +121,6 @@ class AdaLayerNorm extends Module {
 
   apply(x: Tensor, { shift, scale }: { shift: Tensor; scale: Tensor }): Tensor {
     return this.#norm.forward(x).mul(scale.add(1)).add(shift);
-  }
-}
-
-class GELU extends Module {
-  proj: Linear;
-
-  constructor(inputs: number, outputs: number) {
-    super();
-    this.proj = new Linear(inputs, outputs);
-  }
-
-  forward(x: Tensor): Tensor {
-    return this.proj.forward(x).gelu("tanh");
-  }
-}
-
-class FeedForward extends Module {
-  /** The second place is the dropout's, which has no parameters. */
-  net: [GELU, undefined, Linear];
-
-  constructor(dim: number) {
-    super();
-    this.net = [new GELU(dim, 4 * dim), undefined, new Linear(4 * dim, dim)];
-  }
-
-  forward(x: Tensor): Tensor {
-    return this.net[2].forward(this.net[0].forward(x));
   }
 }
 
@@ -280,8 +240,8 @@ class FluxTransformerBlock extends Module {
     this.norm1 = new AdaLayerNorm(dim, 6);
     this.norm1_context = new AdaLayerNorm(dim, 6);
     this.attn = new FluxAttention(config, { streams: 2 });
-    this.ff = new FeedForward(dim);
-    this.ff_context = new FeedForward(dim);
+    this.ff = new FeedForward(dim, { activation: "gelu-approximate" });
+    this.ff_context = new FeedForward(dim, { activation: "gelu-approximate" });
   }
 
   forward(x: Tensor, text: Tensor, temb: Tensor, rope: Rope): { x: Tensor; text: Tensor } {

@@ -6,12 +6,12 @@
 
 import { CheckpointError } from "../errors.ts";
 import { type Dtype, DTYPES } from "../graph/dtypes.ts";
-import { sameShape } from "../graph/ops.ts";
+import { sameShape, sizeOf } from "../graph/ops.ts";
 import { QuantizedTensor } from "../tensor/quantized.ts";
-import type { Checkpoint, SafetensorsTensor } from "../tensor/safetensors.ts";
+import { type Checkpoint, readTensor, type SafetensorsTensor } from "../tensor/safetensors.ts";
 import { fromSource } from "../tensor/source.ts";
 import { concat, type Tensor } from "../tensor/tensor.ts";
-import { Conv2d, Embedding, Linear } from "./layers.ts";
+import { Conv2d, Conv3d, Embedding, Linear } from "./layers.ts";
 import type { Module, Parameter } from "./module.ts";
 import { partName, readQuantized } from "./quantized_checkpoint.ts";
 
@@ -81,12 +81,15 @@ export function loadParameters(module: Module, checkpoint: Checkpoint, options: 
   }
 }
 
-/** The kinds of layers whose weights can be quantized, by weight. */
-function layerKinds(module: Module): Map<Parameter, "linear" | "conv2d" | "embedding"> {
-  const kinds = new Map<Parameter, "linear" | "conv2d" | "embedding">();
+/** The kinds of layers whose weights can be quantized. */
+type LayerKind = "linear" | "convolution" | "embedding";
+
+/** The kinds of layers by their weights. */
+function layerKinds(module: Module): Map<Parameter, LayerKind> {
+  const kinds = new Map<Parameter, LayerKind>();
   for (const [, layer] of module.namedModules()) {
     if (layer instanceof Linear) kinds.set(layer.weight, "linear");
-    if (layer instanceof Conv2d) kinds.set(layer.weight, "conv2d");
+    if (layer instanceof Conv2d || layer instanceof Conv3d) kinds.set(layer.weight, "convolution");
     if (layer instanceof Embedding) kinds.set(layer.weight, "embedding");
   }
   return kinds;
@@ -135,11 +138,11 @@ function join(checkpoint: Checkpoint, key: string, parts: readonly QuantizedTens
 /** Checks that a layer takes a weight as it is quantized. */
 function checkKind(
   { path }: Checkpoint,
-  { name, value, kind }: { name: string; value: QuantizedTensor; kind: "linear" | "conv2d" | "embedding" | undefined },
+  { name, value, kind }: { name: string; value: QuantizedTensor; kind: LayerKind | undefined },
 ): void {
   const { format, activation } = value.quantization;
   const takes = kind === "linear" || (kind === "embedding" && format === "int8") ||
-    (kind === "conv2d" && (format === "int8" || format === "e4m3" || format === "e5m2") &&
+    (kind === "convolution" && (format === "int8" || format === "e4m3" || format === "e5m2") &&
       (activation.rows === "none" || (activation.rows === "int8" && activation.perTensor === 1)));
   if (takes) return;
   throw new CheckpointError(
@@ -179,6 +182,7 @@ function partOf(checkpoint: Checkpoint, rows: Rows, name: string): Tensor {
   const { start = 0, count = (found.shape[0] ?? 1) - start } = rows;
   const all = found.shape[0] ?? 1;
   if (start + count > all) throw tooFewRows(checkpoint, rows.name, found.shape);
+  if (found.dtype === "F64") return wide(checkpoint, found, { start, count });
   const rowBytes = all === 0 ? 0 : found.byteLength / all;
   return fromFile(checkpoint, found.file, {
     shape: found.shape.length === 0 ? [] : [count, ...found.shape.slice(1)],
@@ -187,6 +191,18 @@ function partOf(checkpoint: Checkpoint, rows: Rows, name: string): Tensor {
     offset: found.offset + start * rowBytes,
     byteLength: count * rowBytes,
   });
+}
+
+/** Rows of a tensor in float64, which no kernel reads: tables of positions, small enough to be read at once. */
+function wide(
+  checkpoint: Checkpoint,
+  { name, shape }: SafetensorsTensor,
+  { start, count }: { start: number; count: number },
+): Tensor {
+  const values = new Float64Array(readTensor(checkpoint, name).buffer);
+  const size = sizeOf(shape.slice(1));
+  const bytes = new Uint8Array(Float32Array.from(values.subarray(start * size, (start + count) * size)).buffer);
+  return fromSource({ kind: "host", bytes }, { shape: [count, ...shape.slice(1)], dtype: "f32", name });
 }
 
 function dtypeOf(tensor: SafetensorsTensor, file: string): Dtype {

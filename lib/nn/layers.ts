@@ -6,7 +6,15 @@
 
 import type { Dtype } from "../graph/dtypes.ts";
 import { QuantizedTensor } from "../tensor/quantized.ts";
-import { concat, type Conv2dOptions, embedding, type Tensor } from "../tensor/tensor.ts";
+import { tensor } from "../tensor/source.ts";
+import {
+  concat,
+  type Conv2dOptions,
+  type Conv3dOptions,
+  embedding,
+  type GroupNormOptions,
+  type Tensor,
+} from "../tensor/tensor.ts";
 import { Module, Parameter } from "./module.ts";
 
 /** x W^T + b. */
@@ -123,6 +131,34 @@ export class Conv2d extends Module {
   }
 }
 
+/** A convolution of (batch, frames, height, width, channels), causal in time. */
+export class Conv3d extends Module {
+  /** (filters, channels, time, height, width). */
+  weight: Parameter;
+  /** (filters). */
+  bias: Parameter;
+  readonly #options: Omit<Conv3dOptions, "bias" | "cache" | "rows">;
+
+  /** A layer of `channels` to `filters`, by a kernel of one `size` in time, height and width. */
+  constructor(
+    channels: number,
+    filters: number,
+    options: { size: number } & Omit<Conv3dOptions, "bias" | "cache" | "rows">,
+  ) {
+    super();
+    const { size, ...rest } = options;
+    this.#options = rest;
+    this.weight = new Parameter(filters, channels, size, size, size);
+    this.bias = new Parameter(filters);
+  }
+
+  /** (batch, frames, height, width, channels) and the frames before, if any, to (batch, frames, height', width', filters). */
+  forward(x: Tensor, cache?: Tensor): Tensor {
+    const rows = this.weight.quantized?.activation.rows ?? "none";
+    return x.conv3d(this.weight.tensor, { ...this.#options, bias: this.bias.tensor, cache, rows });
+  }
+}
+
 /** Layer norm over the last axis, with or without weight and bias. */
 export class LayerNorm extends Module {
   /** (size), or none. */
@@ -166,7 +202,7 @@ export class RMSNorm extends Module {
   }
 }
 
-/** Group norm of (batch, height, width, channels). */
+/** Group norm of (batch, height, width, channels) or (batch, frames, height, width, channels). */
 export class GroupNorm extends Module {
   /** (channels). */
   weight: Parameter;
@@ -184,9 +220,10 @@ export class GroupNorm extends Module {
     this.bias = new Parameter(channels);
   }
 
-  /** (batch, height, width, channels) to the same. */
-  forward(x: Tensor): Tensor {
+  /** Pictures or frames to the same, with what the norm is multiplied by and what is added, if anything. */
+  forward(x: Tensor, modulation: Pick<GroupNormOptions, "scale" | "shift" | "firstApart"> = {}): Tensor {
     return x.groupNorm({
+      ...modulation,
       groups: this.#groups,
       weight: this.weight.tensor,
       bias: this.bias.tensor,
@@ -221,4 +258,14 @@ export const ACTIVATIONS: Readonly<Record<string, (x: Tensor) => Tensor>> = {
   gelu_pytorch_tanh: (x) => x.gelu("tanh"),
   quick_gelu: (x) => x.quickGelu(),
   relu: (x) => x.relu(),
+  mish,
 };
+
+/** x * tanh(ln(1 + e^x)), without the logarithm: with n = e^x (e^x + 2) the tangent is n / (n + 2). */
+function mish(x: Tensor): Tensor {
+  const wide = x.cast("f32");
+  // Beyond 20 the tangent is 1, and its parts would overflow.
+  const power = wide.minimum(tensor([20])).exp();
+  const n = power.mul(power.add(2));
+  return wide.mul(n.div(n.add(2))).cast(x.dtype);
+}

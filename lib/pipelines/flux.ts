@@ -5,11 +5,10 @@
  */
 
 import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
-import { ConfigError, DenoiseError } from "../errors.ts";
-import { readCompiled } from "../compile/ahead_of_time.ts";
 import { type Compilable, COMPILE_TARGET, type CompileTarget } from "../compile/compile.ts";
-import type { Dtype, FloatDtype } from "../graph/dtypes.ts";
-import { leaf, RATE } from "../graph/node.ts";
+import { type Profile, profile, type ProfileOptions } from "../compile/profile.ts";
+import { ConfigError, DenoiseError } from "../errors.ts";
+import type { FloatDtype } from "../graph/dtypes.ts";
 import { type GenerationSettings, Image, settingsFromMetadata, settingsToMetadata } from "../media/image.ts";
 import { AutoencoderKL } from "../models/autoencoder_kl.ts";
 import { CLIPTextModel } from "../models/clip_text_model.ts";
@@ -18,13 +17,12 @@ import { T5EncoderModel } from "../models/t5_encoder_model.ts";
 import type { SaveOptions } from "../nn/save.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import { linspace } from "../schedulers/linspace.ts";
-import { bf16BitsToF32, f16BitsToF32, f32ToBf16Bits, f32ToF16Bits } from "../tensor/convert.ts";
-import { Device } from "../tensor/device.ts";
-import type { CallOptions, CompiledFunction, CompiledInfo, Specialization } from "../tensor/function.ts";
-import { Generator } from "../tensor/random.ts";
+import type { Device } from "../tensor/device.ts";
 import { realize, toArray } from "../tensor/realize.ts";
 import { type ArrayOf, tensor } from "../tensor/source.ts";
-import { Tensor } from "../tensor/tensor.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { absentFrom, isCompiledFile } from "./compiled.ts";
+import { describeFlux, readFlux } from "./flux_compiled.ts";
 import {
   type Decoder,
   decoderName,
@@ -38,41 +36,37 @@ import {
   type StepInputs,
   type VaryingInputs,
 } from "./flux_functions.ts";
-import { describeFlux, ReadFlux, readNotes } from "./flux_compiled.ts";
-import { resolveModel, type ResolveOptions } from "./hub.ts";
+import { resolveModel } from "./hub.ts";
+import { checkLoadOptions, hubOptions, openPipeline, type PipelineKind, type PipelineLoadOptions } from "./load.ts";
+import { type MemoryPlan, memoryPlan, needsOf, placeholder, type Use, useOf } from "./memory.ts";
+import { Noise, seedsOf } from "./noise.ts";
 import {
   callable,
   checkCount,
   checkScale,
   checkSide,
+  exclusive,
+  matching,
   promptList,
   randomSeed,
   readConfig,
-  readModelIndex,
   type Seed,
+  textOf,
+  together,
   tokenize,
 } from "./pipeline.ts";
+import { type PhaseSeconds, prepared, roundTo, Stopwatch, takeSteps } from "./run.ts";
 import { savePipeline } from "./save.ts";
+import { encodeWithT5 } from "./text.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 /** How a pipeline is loaded. */
-export interface FluxLoadOptions extends Omit<ResolveOptions, "components" | "weights"> {
-  /** Where it runs: the best device there is by default. */
-  device?: Device | "auto" | "cpu" | undefined;
-  /**
-   * What activations are computed in, `f32` by default; weights keep their checkpoint's type, and quantized ones the
-   * codes and scales that were stored.
-   */
-  dtype?: FloatDtype | undefined;
-  /** Whether to load the text encoders, true by default; they are not needed where embeddings are given. */
-  textEncoders?: boolean | undefined;
+export interface FluxLoadOptions extends PipelineLoadOptions {
   /**
    * Another transformer than the model's: a safetensors file, or the URL of one, with diffusers' names or Black Forest
    * Labs'.
    */
   transformer?: string | undefined;
-  /** Whether to load weights, true by default. Without them a pipeline can say what it will need, and not run. */
-  weights?: boolean | undefined;
 }
 
 /** How pictures are made; the names are diffusers' own. */
@@ -143,36 +137,6 @@ export interface FluxStep {
   decode(): Promise<Image[]>;
 }
 
-/** Seconds by phase. */
-export interface FluxSeconds {
-  /** From prompts to embeddings. */
-  textEncoding: number;
-  /** All steps. */
-  denoising: number;
-  /** From latents to pictures. */
-  decoding: number;
-}
-
-/** What one of a pipeline's models takes of the memory. */
-export interface ModelMemory {
-  /** The part: its folder's name. */
-  readonly part: string;
-  /** How many numbers it was trained on. */
-  readonly parameters: number;
-  /** The bytes of its weights as the kernels take them; they stay. */
-  readonly weightBytes: number;
-  /** The bytes that it works in while it runs. */
-  readonly workBytes: number;
-}
-
-/** What a run takes of the memory, besides Deno itself. */
-export interface MemoryPlan {
-  /** The models, in the order in which they run. */
-  readonly models: readonly ModelMemory[];
-  /** The bytes of all weights and of the largest work: models run one after another. */
-  readonly bytes: number;
-}
-
 /** What a run made. */
 export interface FluxResult {
   /** The pictures: all of the first prompt, then all of the second; none where `outputType` is `latent`. */
@@ -184,7 +148,7 @@ export interface FluxResult {
   /** How many steps were taken. */
   readonly numInferenceSteps: number;
   /** How long it took. */
-  readonly seconds: FluxSeconds;
+  readonly seconds: PhaseSeconds;
 }
 
 /** A call to compile a pipeline for: the options of it that shapes follow from. */
@@ -221,6 +185,18 @@ export interface FluxPipeline extends Compilable<FluxRun> {
   ): Promise<FluxEmbeddings>;
   /** What a call with the same arguments will take of the memory. Nothing is computed, and no weights are needed. */
   plan(prompt: string | readonly string[] | undefined, options?: FluxOptions): MemoryPlan;
+  /**
+   * Looks at where the time of a call goes. The first call of some shapes also gets weights and programs ready: profile
+   * a later one.
+   *
+   * @param prompt As for a call
+   * @param options As for a call, and what the machine can do
+   * @returns Each kernel's time, as a table by operation and as a trace
+   */
+  profile(
+    prompt: string | readonly string[] | undefined,
+    options?: FluxOptions & ProfileOptions,
+  ): Promise<Profile>;
   /** @internal Runs the models on prompts, on functions of another maker. */
   [CALIBRATION](prompts: readonly string[], options: CalibrationOptions): Promise<void>;
   /** The noise that a run starts from: packed, one row for each picture. */
@@ -299,53 +275,40 @@ export interface FluxPipelineLoader {
  */
 export const FluxPipeline: FluxPipelineLoader = { load };
 
-const CLASSES: Readonly<Record<string, string>> = {
-  transformer: "FluxTransformer2DModel",
-  vae: "AutoencoderKL",
-  text_encoder: "CLIPTextModel",
-  text_encoder_2: "T5EncoderModel",
-  scheduler: "FlowMatchEulerDiscreteScheduler",
+const KIND: PipelineKind = {
+  className: "FluxPipeline",
+  classes: {
+    transformer: ["FluxTransformer2DModel"],
+    vae: ["AutoencoderKL"],
+    text_encoder: ["CLIPTextModel"],
+    text_encoder_2: ["T5EncoderModel"],
+    scheduler: ["FlowMatchEulerDiscreteScheduler"],
+  },
+  textEncoders: ["text_encoder", "text_encoder_2"],
 };
 
 async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxPipeline> {
-  const { device = "auto", dtype = "f32", textEncoders = true, transformer: other, weights = true, ...where } = options;
-  if (!["f32", "bf16", "f16"].includes(dtype)) {
-    throw new RangeError(`Cannot compute in ${JSON.stringify(dtype)}: pass f32, bf16 or f16`);
-  }
-  if (!(device instanceof Device) && device !== "auto" && device !== "cpu") {
-    throw new RangeError(`Cannot run on ${JSON.stringify(device)}: pass "auto", "cpu", or a Device`);
-  }
-  if (await isCompiledFile(model)) return await loadCompiled(model, options);
-  const folder = await resolveModel(model, {
-    ...where,
-    ...(!textEncoders && { components: ["transformer", "vae", "scheduler"] }),
-    ...(other !== undefined && { weights: ["text_encoder", "text_encoder_2", "vae"] }),
-    ...(!weights && { weights: [] }),
+  const { transformer: other, ...rest } = options;
+  checkLoadOptions(rest);
+  if (await isCompiledFile(model)) return await loadCompiled(model, rest);
+  const { weights = true } = rest;
+  const { index, device, dtype, has } = await openPipeline(model, KIND, {
+    ...rest,
+    weightsOf: other === undefined ? undefined : ["text_encoder", "text_encoder_2", "vae"],
   });
-  const { revision: _, ...hub } = where; // the model's own
-  const checkpoint = other !== undefined && weights ? await resolveModel(other, hub) : undefined;
-  const index = await readModelIndex(folder, "FluxPipeline");
-  for (const [part, className] of Object.entries(CLASSES)) {
-    const found = index.parts.get(part);
-    if (found === undefined || found === className) continue;
-    throw new ConfigError(
-      `Cannot load ${folder} as its ${part} is a ${found}, and denoise has ${className}: use a checkpoint with that`,
-      { file: `${folder}/model_index.json`, key: part },
-    );
-  }
-  const has = (part: string) => textEncoders && index.parts.has(part);
+  const { folder } = index;
+  const { revision: _, ...hub } = rest; // the model's own
+  const checkpoint = other !== undefined && weights ? await resolveModel(other, hubOptions(hub)) : undefined;
   const schedulerFile = `${folder}/scheduler/scheduler_config.json`;
-  const [opened, transformer, vae, textEncoder, textEncoder2, tokenizer, tokenizer2, schedulerConfig] = await Promise
-    .all([
-      device instanceof Device ? device : Device.default(),
-      FluxTransformer2DModel.load(`${folder}/transformer`, { weights, checkpoint }),
-      AutoencoderKL.load(`${folder}/vae`, { weights }),
-      has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`, { weights }) : undefined,
-      has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`, { weights }) : undefined,
-      has("text_encoder") ? Tokenizer.load(`${folder}/tokenizer`) : undefined,
-      has("text_encoder_2") ? Tokenizer.load(`${folder}/tokenizer_2`) : undefined,
-      readConfig(schedulerFile),
-    ]);
+  const [transformer, vae, textEncoder, textEncoder2, tokenizer, tokenizer2, schedulerConfig] = await Promise.all([
+    FluxTransformer2DModel.load(`${folder}/transformer`, { weights, checkpoint }),
+    AutoencoderKL.load(`${folder}/vae`, { weights }),
+    has("text_encoder") ? CLIPTextModel.load(`${folder}/text_encoder`, { weights }) : undefined,
+    has("text_encoder_2") ? T5EncoderModel.load(`${folder}/text_encoder_2`, { weights }) : undefined,
+    has("text_encoder") ? Tokenizer.load(`${folder}/tokenizer`) : undefined,
+    has("text_encoder_2") ? Tokenizer.load(`${folder}/tokenizer_2`) : undefined,
+    readConfig(schedulerFile),
+  ]);
   const scheduler = FlowMatchEulerDiscreteScheduler.fromConfig(schedulerConfig, { file: schedulerFile });
   if (scheduler.config.stochasticSampling) {
     throw new ConfigError(
@@ -356,7 +319,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
   for (const part of [transformer, vae, textEncoder, textEncoder2]) if (part) part.dtype = dtype;
   const parts: Parts = {
     model,
-    device: opened,
+    device,
     dtype,
     transformer,
     vae,
@@ -381,7 +344,7 @@ async function load(model: string, options: FluxLoadOptions = {}): Promise<FluxP
         index,
         models: { transformer, vae, text_encoder: textEncoder, text_encoder_2: textEncoder2 },
         others: ["scheduler", ...(tokenizer ? ["tokenizer"] : []), ...(tokenizer2 ? ["tokenizer_2"] : [])],
-        device: opened,
+        device,
       }, options),
   });
 }
@@ -401,6 +364,10 @@ function pipelineOf(
       options: Pick<FluxOptions, "prompt2" | "maxSequenceLength" | "signal"> = {},
     ) => run.encodePrompt(prompt, options),
     plan: (prompt: string | readonly string[] | undefined, options: FluxOptions = {}) => run.plan(prompt, options),
+    profile: async (
+      prompt: string | readonly string[] | undefined,
+      { limits, ...options }: FluxOptions & ProfileOptions = {},
+    ) => (await profile(members.device, () => run.generate(prompt, options), { limits })).profile,
     prepareLatents: (options: { seed: Seed | readonly Seed[]; height?: number; width?: number; count?: number }) =>
       run.prepareLatents(options),
     rerun: (picture: Image | string | URL, options: Pick<FluxOptions, "signal" | "onStep"> = {}) =>
@@ -411,30 +378,11 @@ function pipelineOf(
   });
 }
 
-/** Whether a model is named by a file, which only compiled ones are. */
-async function isCompiledFile(model: string): Promise<boolean> {
-  return model.endsWith(".safetensors") && await Deno.stat(model).then((info) => info.isFile, () => false);
-}
-
 /** Makes a pipeline that was compiled ahead of time: it has functions, and no models. */
-async function loadCompiled(path: string, options: FluxLoadOptions): Promise<FluxPipeline> {
-  const file = await readCompiled(path);
-  const noted = await readNotes(file);
-  if (options.dtype !== undefined && options.dtype !== noted.dtype) {
-    throw new RangeError(`Cannot compute in ${options.dtype}: ${path} was compiled for ${noted.dtype}`);
-  }
-  const { device = "auto" } = options;
-  if (device instanceof Device && device.level !== file.level) {
-    throw new RangeError(`Cannot run ${path} on a device of ${device.level}: it was compiled for ${file.level}`);
-  }
-  const opened = device instanceof Device ? device : await deviceOf(file.level);
-  const absent = (what: string): never => {
-    throw new TypeError(
-      `Cannot use ${what} of ${path}, which was compiled ahead of time: load the checkpoint for that`,
-    );
-  };
-  const parts = { ...noted, device: opened };
-  return pipelineOf(new Runner(parts, new ReadFlux(file, opened)), {
+async function loadCompiled(path: string, options: PipelineLoadOptions): Promise<FluxPipeline> {
+  const { parts, functions } = await readFlux(path, options);
+  const absent = absentFrom(path);
+  return pipelineOf(new Runner(parts, functions), {
     ...parts,
     textEncoder: undefined,
     textEncoder2: undefined,
@@ -452,18 +400,13 @@ async function loadCompiled(path: string, options: FluxLoadOptions): Promise<Flu
   });
 }
 
-/** The default device where it has a level, else one of its own. */
-async function deviceOf(level: string): Promise<Device> {
-  const found = await Device.default();
-  return found.level === level ? found : await Device.open({ level });
-}
-
 /** What a loaded pipeline is made of. */
 type Parts = Omit<
   FluxPipeline,
   | "steps"
   | "encodePrompt"
   | "plan"
+  | "profile"
   | "prepareLatents"
   | "rerun"
   | "save"
@@ -499,12 +442,7 @@ class Runner {
   }
 
   async generate(prompt: string | readonly string[] | undefined, options: FluxOptions): Promise<FluxResult> {
-    const steps = this.steps(prompt, options);
-    for (;;) {
-      const { done, value } = await steps.next();
-      if (done) return value;
-      await options.onStep?.(value);
-    }
+    return await takeSteps(this.steps(prompt, options), options.onStep);
   }
 
   async *steps(
@@ -515,17 +453,10 @@ class Runner {
     const { signal } = options;
     signal?.throwIfAborted();
     this.#functions.admit(this.#shapeOf(job));
-    const seconds: FluxSeconds = { textEncoding: 0, denoising: 0, decoding: 0 };
-    const timed = async <T>(phase: keyof FluxSeconds, run: () => Promise<T>): Promise<T> => {
-      const start = performance.now();
-      const value = await run();
-      seconds[phase] += (performance.now() - start) / 1000;
-      return value;
-    };
-
-    const positive = await timed("textEncoding", () => this.#embed(job));
+    const watch = new Stopwatch();
+    const positive = await watch.time("textEncoding", () => this.#embed(job));
     const negative = job.guided
-      ? await timed("textEncoding", () => this.#embedNegative(job, positive.promptEmbeds))
+      ? await watch.time("textEncoding", () => this.#embedNegative(job, positive.promptEmbeds))
       : undefined;
     const pictures = positive.promptEmbeds.size(0) * job.copies;
     const { seeds, latents: start } = await this.#start(job, pictures);
@@ -536,7 +467,7 @@ class Runner {
     let latents = start;
     for (let index = 0; index < count; index++) {
       const before = latents;
-      latents = await timed("denoising", async () => {
+      latents = await watch.time("denoising", async () => {
         const inputs: StepInputs = { ...fixed, ...this.#varying(job, { latents: before, run, index }) };
         const result = negative
           ? await this.#functions.guidedStep.run({ ...inputs, ...negative }, { signal })
@@ -554,13 +485,13 @@ class Runner {
         decode: () => this.#decode(after, { job, signal }),
       };
     }
-    const images = options.outputType === "latent" ? [] : await timed("decoding", async () => {
+    const images = options.outputType === "latent" ? [] : await watch.time("decoding", async () => {
       const plain = await this.#decode(latents, { job, signal });
       return plain.map(({ width, height, data }, i) =>
         new Image({ width, height, data, metadata: this.#metadata(job, { seeds, index: i, pictures }) })
       );
     });
-    return { images, latents, seeds, numInferenceSteps: count, seconds };
+    return { images, latents, seeds, numInferenceSteps: count, seconds: watch.seconds };
   }
 
   /** The steps of a job on that many tokens of latents. */
@@ -605,8 +536,8 @@ class Runner {
     const { guidanceScale = DEFAULT_GUIDANCE, trueCfgScale = 1, outputType = "image" } = options;
     const { height = sampleSize, width = sampleSize } = options;
     const multiple = 2 * scaleFactor;
-    checkSide("height", height, multiple);
-    checkSide("width", width, multiple);
+    checkSide("height", height, { multiple, what: "picture" });
+    checkSide("width", width, { multiple, what: "picture" });
     checkScale("guidanceScale", guidanceScale);
     checkScale("trueCfgScale", trueCfgScale);
     const copies = options.numImagesPerPrompt ?? 1;
@@ -621,17 +552,13 @@ class Runner {
     if (outputType !== "image" && outputType !== "latent") {
       throw new RangeError(`Cannot give an output of type ${JSON.stringify(outputType)}: pass "image" or "latent"`);
     }
-    exclusive("prompt", prompt, "promptEmbeds", promptEmbeds);
-    exclusive("prompt2", options.prompt2, "promptEmbeds", promptEmbeds);
-    exclusive("negativePrompt", negativePrompt, "negativePromptEmbeds", negativePromptEmbeds);
-    exclusive("negativePrompt2", options.negativePrompt2, "negativePromptEmbeds", negativePromptEmbeds);
-    together("promptEmbeds", promptEmbeds, "pooledPromptEmbeds", pooledPromptEmbeds);
-    together(
-      "negativePromptEmbeds",
-      negativePromptEmbeds,
-      "negativePooledPromptEmbeds",
-      options.negativePooledPromptEmbeds,
-    );
+    const { prompt2, negativePrompt2, negativePooledPromptEmbeds } = options;
+    exclusive({ prompt, promptEmbeds });
+    exclusive({ prompt2, promptEmbeds });
+    exclusive({ negativePrompt, negativePromptEmbeds });
+    exclusive({ negativePrompt2, negativePromptEmbeds });
+    together({ promptEmbeds, pooledPromptEmbeds });
+    together({ negativePromptEmbeds, negativePooledPromptEmbeds });
     if (prompt === undefined && promptEmbeds === undefined) {
       throw new TypeError("Cannot make a picture of nothing: pass a prompt, or promptEmbeds and pooledPromptEmbeds");
     }
@@ -721,16 +648,13 @@ class Runner {
     const clipLength = this.#clipLength();
     const { eosTokenId } = facts.clip!;
     const clipIds = tokenize(tokenizer, prompts, { maxLength: clipLength, limit: "what CLIP takes" });
-    const t5Ids = tokenize(tokenizer2, second, { maxLength: maxSequenceLength, limit: "maxSequenceLength" });
     const rows = prompts.length;
     const { pooled } = await clip.run({
       inputIds: tensor(clipIds, { shape: [rows, clipLength], dtype: "i32" }),
       endPositions: tensor(CLIPTextModel.endPositions(clipIds, { batch: rows, eosTokenId }), { dtype: "i32" }),
     }, { signal });
-    const { embeds } = await t5.run({
-      inputIds: tensor(t5Ids, { shape: [rows, maxSequenceLength], dtype: "i32" }),
-    }, { signal });
-    return { promptEmbeds: embeds, pooledPromptEmbeds: pooled };
+    const promptEmbeds = await encodeWithT5({ fn: t5, tokenizer: tokenizer2 }, second, { maxSequenceLength, signal });
+    return { promptEmbeds, pooledPromptEmbeds: pooled };
   }
 
   /** The tokens that CLIP takes. */
@@ -753,15 +677,15 @@ class Runner {
       }
       return { seeds: [], latents: await prepared(latents, { dtype, device }) };
     }
-    const seeds = typeof seed === "object" ? seed : Array.from({ length: pictures }, () => seed);
-    return { seeds, latents: this.#noise(job, { seed, pictures }) };
+    return { seeds: seedsOf(seed, pictures), latents: this.#noise(job, { seed, pictures }) };
   }
 
   #noise(job: Job, { seed, pictures }: { seed: Seed | readonly Seed[]; pictures: number }): Tensor {
     const { dtype } = this.#parts;
     const [channels, rows, columns] = this.#latentShape(job);
-    const noise = drawNoise(seed, { shape: [pictures, channels, rows, columns], dtype });
-    return tensor(noise, { shape: [pictures, rows * columns / 4, 4 * channels], dtype });
+    const noise = new Noise(seed, { count: pictures, what: "pictures" }).draw([channels, rows, columns], dtype);
+    const packed = packLatents(noise, [pictures, channels, rows, columns]);
+    return tensor(packed, { shape: [pictures, rows * columns / 4, 4 * channels], dtype });
   }
 
   /** Channels, rows and columns of the VAE's latents. */
@@ -844,8 +768,8 @@ class Runner {
     const { dtype } = this.#parts;
     const { clip, t5, step, guidedStep, facts } = this.#functions;
     const { jointAttentionDim, pooledProjectionDim, inChannels } = facts;
-    const like = (...shape: number[]) => new Tensor(leaf(shape, { dtype, rate: RATE.run }));
-    const ids = (...shape: number[]) => new Tensor(leaf(shape, { dtype: "i32", rate: RATE.run }));
+    const like = (...shape: number[]) => placeholder(shape, dtype);
+    const ids = (...shape: number[]) => placeholder(shape, "i32");
     const uses: Use[] = [];
     const { prompts, maxSequenceLength: textTokens } = this.#shapeOf(job);
     if (job.prompts && clip && t5) {
@@ -879,7 +803,7 @@ class Runner {
     const { prompts, numImagesPerPrompt } = this.#shapeOf(job);
     const [, rows, columns] = this.#latentShape(job);
     const shape = [slicing ? 1 : prompts * numImagesPerPrompt, rows * columns / 4, inChannels];
-    const latents = new Tensor(leaf(shape, { dtype: this.#parts.dtype, rate: RATE.run }));
+    const latents = placeholder(shape, this.#parts.dtype);
     return useOf("vae", this.#decoder(job, shrink), { latents }, decoderName({ rows, columns, shrink }));
   }
 
@@ -910,12 +834,8 @@ class Runner {
 
   /** What each model will need for a job. */
   plan(prompt: string | readonly string[] | undefined, options: FluxOptions): MemoryPlan {
-    const models = this.#uses(this.#check(prompt, options)).map(({ part, inspect }) => {
-      const { weightBytes, arenaBytes } = inspect();
-      return { part, parameters: this.#functions.parameters(part), weightBytes, workBytes: arenaBytes };
-    });
-    const weights = models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
-    return { models, bytes: weights + Math.max(...models.map(({ workBytes }) => workBytes)) };
+    const uses = this.#uses(this.#check(prompt, options));
+    return memoryPlan(needsOf(uses, (part) => this.#functions.parameters(part as FluxPart)));
   }
 
   /** What a picture's file says: all that is needed to make it again, where words and seeds are enough for that. */
@@ -927,15 +847,19 @@ class Runner {
     const seed = seeds[index];
     const given = options.sigmas ?? options.negativePrompt2 ?? options.negativePromptEmbeds;
     if (!prompts || seed === undefined || given !== undefined) {
-      return { Software: "denoise", model: this.#parts.model, ...(prompts && { prompt: at(prompts, index, copies) }) };
+      return {
+        Software: "denoise",
+        model: this.#parts.model,
+        ...(prompts && { prompt: textOf(prompts, index, copies) }),
+      };
     }
     const { prompt2, negativePrompt, trueCfgScale, guidanceScale = DEFAULT_GUIDANCE } = options;
     const settings: GenerationSettings = {
       model: this.#parts.model,
-      prompt: at(prompts, index, copies),
-      ...(prompt2 !== undefined && { prompt2: at(promptList(prompt2, "prompt2"), index, copies) }),
+      prompt: textOf(prompts, index, copies),
+      ...(prompt2 !== undefined && { prompt2: textOf(promptList(prompt2, "prompt2"), index, copies) }),
       ...(job.guided && negativePrompt !== undefined && {
-        negativePrompt: at(promptList(negativePrompt, "negativePrompt"), index, copies),
+        negativePrompt: textOf(promptList(negativePrompt, "negativePrompt"), index, copies),
         trueCfgScale: trueCfgScale!,
       }),
       seed,
@@ -992,20 +916,6 @@ class Runner {
   }
 }
 
-/** One call of a function: arguments of the shapes that it gets. */
-interface Use {
-  /** The folder of the model in a checkpoint. */
-  readonly part: FluxPart;
-  /** The function's name. */
-  readonly name: string;
-  readonly inspect: () => CompiledInfo;
-  readonly prepare: (options: CallOptions) => Promise<Specialization>;
-}
-
-function useOf<I, O>(part: FluxPart, fn: CompiledFunction<I, O>, inputs: I, name = fn.name): Use {
-  return { part, name, inspect: () => fn.inspect(inputs), prepare: (options) => fn.prepare(inputs, options) };
-}
-
 type NegativeInputs = Omit<GuidedStepInputs, keyof StepInputs>;
 
 const DEFAULT_GUIDANCE = 3.5;
@@ -1013,72 +923,26 @@ const DEFAULT_STEPS = 28;
 /** What T5 and Flux were trained with, and diffusers' own limit. */
 const MAX_TOKENS = 512;
 
-/** A tensor of values in the type, on the device. */
-async function prepared(t: Tensor, options: { dtype: Dtype; device: Device }): Promise<Tensor> {
-  const { dtype, device } = options;
-  if (t.node.op === "leaf" && t.dtype === dtype) return t;
-  const [value] = await realize([t.cast(dtype)], { device });
-  return value!;
-}
-
-/** Noise as diffusers draws it: (pictures, channels, rows, columns) in the pipeline's type, then packed by 2 by 2. */
-function drawNoise(
-  seed: Seed | readonly Seed[],
-  { shape, dtype }: { shape: readonly [number, number, number, number]; dtype: FloatDtype },
+/** Latents of (pictures, channels, rows, columns), packed by 2 by 2. */
+function packLatents(
+  latents: ArrayOf[FloatDtype],
+  shape: readonly [number, number, number, number],
 ): ArrayOf[FloatDtype] {
   const [pictures, channels, rows, columns] = shape;
-  const size = channels * rows * columns;
-  if (typeof seed === "object" && seed.length !== pictures) {
-    throw new RangeError(`Cannot draw noise for ${pictures} pictures from ${seed.length} seeds: pass one, or one each`);
-  }
-  const draws = typeof seed === "object"
-    ? seed.map((s) => new Generator(s).randn([1, channels, rows, columns], { dtype }))
-    : [new Generator(seed).randn(shape, { dtype })];
-  const packed = dtype === "f32" ? new Float32Array(pictures * size) : new Uint16Array(pictures * size);
+  const packed = latents instanceof Float32Array ? new Float32Array(latents.length) : new Uint16Array(latents.length);
   let to = 0;
   for (let picture = 0; picture < pictures; picture++) {
-    const noise = draws.length === 1 ? draws[0]! : draws[picture]!;
-    const start = draws.length === 1 ? picture * size : 0;
     for (let y = 0; y < rows; y += 2) {
       for (let x = 0; x < columns; x += 2) {
         for (let c = 0; c < channels; c++) {
-          const corner = start + (c * rows + y) * columns + x;
-          packed[to++] = noise[corner]!;
-          packed[to++] = noise[corner + 1]!;
-          packed[to++] = noise[corner + columns]!;
-          packed[to++] = noise[corner + columns + 1]!;
+          const corner = ((picture * channels + c) * rows + y) * columns + x;
+          packed[to++] = latents[corner]!;
+          packed[to++] = latents[corner + 1]!;
+          packed[to++] = latents[corner + columns]!;
+          packed[to++] = latents[corner + columns + 1]!;
         }
       }
     }
   }
   return packed;
-}
-
-/** A number rounded to a type. */
-function roundTo(dtype: FloatDtype, value: number): number {
-  if (dtype === "bf16") return bf16BitsToF32(f32ToBf16Bits(Float32Array.of(value)))[0]!;
-  if (dtype === "f16") return f16BitsToF32(f32ToF16Bits(Float32Array.of(value)))[0]!;
-  return Math.fround(value);
-}
-
-/** The text of a picture, where each has `copies` pictures or one is for all. */
-function at(texts: readonly string[], picture: number, copies: number): string {
-  return texts.length === 1 ? texts[0]! : texts[Math.floor(picture / copies)]!;
-}
-
-/** As many texts as there are prompts; one is for all. */
-function matching(texts: readonly string[], count: number, name: string): readonly string[] {
-  if (texts.length === count) return texts;
-  if (texts.length === 1) return Array.from({ length: count }, () => texts[0]!);
-  throw new TypeError(`Cannot use ${texts.length} of ${name} for ${count} prompts: pass one, or one for each`);
-}
-
-function exclusive(a: string, x: unknown, b: string, y: unknown): void {
-  if (x !== undefined && y !== undefined) throw new TypeError(`Cannot use both ${a} and ${b}: pass one of the two`);
-}
-
-function together(a: string, x: unknown, b: string, y: unknown): void {
-  if ((x === undefined) !== (y === undefined)) {
-    throw new TypeError(`Cannot use ${x === undefined ? b : a} alone: pass ${x === undefined ? a : b} as well`);
-  }
 }

@@ -5,11 +5,20 @@
  */
 
 import { type CompiledFile, type Description, functionOf } from "../compile/ahead_of_time.ts";
-import { CheckpointError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { FlowMatchEulerDiscreteScheduler } from "../schedulers/flow_match_euler_discrete.ts";
 import type { Device } from "../tensor/device.ts";
 import type { CompiledFunction } from "../tensor/function.ts";
+import {
+  brokenNote,
+  configJson,
+  isCount,
+  isObject,
+  isPositive,
+  openCompiled,
+  tokenizerAssets,
+  tokenizerIn,
+} from "./compiled.ts";
 import {
   type Clip,
   type Decoder,
@@ -22,9 +31,10 @@ import {
   type FluxShape,
   type GuidedStep,
   type Step,
-  type T5,
 } from "./flux_functions.ts";
-import { Tokenizer } from "./tokenizer.ts";
+import type { PipelineLoadOptions } from "./load.ts";
+import type { T5 } from "./text.ts";
+import type { Tokenizer } from "./tokenizer.ts";
 
 /** What the pipeline is, besides its functions. */
 interface Noted {
@@ -52,72 +62,41 @@ export async function describeFlux(
   shapes: readonly FluxShape[],
 ): Promise<Description> {
   const { model, dtype, scheduler, tokenizer, tokenizer2 } = noted;
-  const config = Object.entries(scheduler.config).map(([name, value]) => [snake(name), value]);
-  const assets = [];
-  for (const [folder, part] of [["tokenizer", tokenizer], ["tokenizer_2", tokenizer2]] as const) {
-    for (const [name, bytes] of part ? await part.files() : []) assets.push({ name: `${folder}/${name}`, bytes });
-  }
   const notes = {
     model,
     dtype,
-    scheduler: Object.fromEntries(config),
+    scheduler: configJson(scheduler.config),
     facts: functions.facts,
     quantization: functions.quantization,
     parameters: Object.fromEntries(FLUX_PARTS.map((part) => [part, functions.parameters(part)])),
     shapes,
   };
-  return { target: FLUX_TARGET, notes, assets };
+  return { target: FLUX_TARGET, notes, assets: await tokenizerAssets({ tokenizer, tokenizer_2: tokenizer2 }) };
 }
-
-const snake = (name: string) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 
 /**
- * Reads what a file notes.
+ * Reads a file.
  *
- * @param file The file
- * @returns The pipeline's parts that are no models
+ * @param path The file
+ * @param options Device and type
+ * @returns The pipeline's parts that are no models, and its functions
  * @throws {CheckpointError} If it is for another class, or a note is broken
  */
-export async function readNotes(file: CompiledFile): Promise<Noted> {
-  if (file.target !== FLUX_TARGET) {
-    throw new CheckpointError(
-      `Cannot load ${file.path} as a FluxPipeline: it was compiled from a ${file.target}; compile a FluxPipeline`,
-      { file: file.path, key: "target" },
-    );
-  }
-  const { model, dtype, scheduler } = file.notes;
-  if (typeof model !== "string") throw broken(file, "model");
-  if (dtype !== "f32" && dtype !== "bf16" && dtype !== "f16") throw broken(file, "dtype");
-  const [tokenizer, tokenizer2] = await Promise.all(["tokenizer", "tokenizer_2"].map((folder) => {
-    const isThere = file.assets.keys().some((name) => name.startsWith(`${folder}/`));
-    return isThere ? tokenizerOf(file, folder) : undefined;
-  }));
+export async function readFlux(
+  path: string,
+  options: PipelineLoadOptions,
+): Promise<{ parts: Noted & { device: Device }; functions: FluxFunctions }> {
+  const { file, device, model, dtype } = await openCompiled(path, FLUX_TARGET, options);
+  const [tokenizer, tokenizer2] = await Promise.all([tokenizerIn(file, "tokenizer"), tokenizerIn(file, "tokenizer_2")]);
+  const scheduler = FlowMatchEulerDiscreteScheduler.fromConfig(file.notes.scheduler, { file: path });
   return {
-    model,
-    dtype,
-    scheduler: FlowMatchEulerDiscreteScheduler.fromConfig(scheduler, { file: file.path }),
-    tokenizer,
-    tokenizer2,
+    parts: { model, dtype, device, scheduler, tokenizer, tokenizer2 },
+    functions: new ReadFlux(file, device),
   };
-}
-
-function tokenizerOf({ path, assets }: CompiledFile, folder: string): Promise<Tokenizer> {
-  const read = (name: string) => {
-    const bytes = assets.get(`${folder}/${name}`);
-    return Promise.resolve(bytes && new TextDecoder().decode(bytes));
-  };
-  return Tokenizer.load(`${path}/${folder}`, { read });
-}
-
-function broken({ path }: CompiledFile, key: string): CheckpointError {
-  return new CheckpointError(`Cannot load ${path} as its note ${key} is broken: compile and save it again`, {
-    file: path,
-    key,
-  });
 }
 
 /** Functions that were read from a file. */
-export class ReadFlux implements FluxFunctions {
+class ReadFlux implements FluxFunctions {
   readonly facts: FluxFacts;
   readonly quantization: string;
   readonly clip: Clip | undefined;
@@ -140,12 +119,12 @@ export class ReadFlux implements FluxFunctions {
     this.#file = file;
     this.#device = device;
     const { facts, quantization, shapes, parameters } = file.notes;
-    if (!isFacts(facts)) throw broken(file, "facts");
-    if (typeof quantization !== "string") throw broken(file, "quantization");
+    if (!isFacts(facts)) throw brokenNote(file, "facts");
+    if (typeof quantization !== "string") throw brokenNote(file, "quantization");
     if (!isObject(parameters) || !FLUX_PARTS.every((part) => isCount(parameters[part]))) {
-      throw broken(file, "parameters");
+      throw brokenNote(file, "parameters");
     }
-    if (!Array.isArray(shapes) || !shapes.every(isShape)) throw broken(file, "shapes");
+    if (!Array.isArray(shapes) || !shapes.every(isShape)) throw brokenNote(file, "shapes");
     this.facts = facts;
     this.quantization = quantization;
     this.#shapes = shapes;
@@ -185,10 +164,6 @@ function shapeText(shape: FluxShape): string {
   return `${prompts * numImagesPerPrompt} pictures of ${width} by ${height} pixels of ${prompts} prompts of up to ` +
     `${maxSequenceLength} tokens in ${numInferenceSteps} steps${guided ? " with guidance" : ""}`;
 }
-
-const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null;
-const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
-const isPositive = (value: unknown): value is number => isCount(value) && value > 0;
 
 function isFacts(value: unknown): value is FluxFacts {
   if (!isObject(value)) return false;

@@ -10,10 +10,12 @@ import type { CLIPTextModel } from "../models/clip_text_model.ts";
 import type { FluxTransformer2DModel } from "../models/flux_transformer_2d_model.ts";
 import type { T5EncoderModel } from "../models/t5_encoder_model.ts";
 import type { Model } from "../nn/module.ts";
-import { describeQuantization } from "../quantize/describe.ts";
+import { describeModels } from "../quantize/describe.ts";
 import type { Device } from "../tensor/device.ts";
 import { type CompiledFunction, compileFunction, type FunctionMaker, type KernelChoices } from "../tensor/function.ts";
 import { concat, embedding, type Tensor } from "../tensor/tensor.ts";
+import { repeatRows } from "./run.ts";
+import type { T5 } from "./text.ts";
 
 /** The arguments of a step's program that are the same at every step: what follows from them is computed once a run. */
 export type FixedInputs = {
@@ -52,8 +54,6 @@ export type GuidedStepInputs = StepInputs & {
 
 /** CLIP: from ids and the places of the texts' ends. */
 export type Clip = CompiledFunction<{ inputIds: Tensor; endPositions: Tensor }, { pooled: Tensor }>;
-/** T5. */
-export type T5 = CompiledFunction<{ inputIds: Tensor }, { embeds: Tensor }>;
 /** The transformer's prediction of the flow, and a step along it. */
 export type Step = CompiledFunction<StepInputs, { latents: Tensor }>;
 /** The same with guidance. */
@@ -202,9 +202,7 @@ export class RecordedFlux implements FluxFunctions {
   }
 
   get quantization(): string {
-    return FLUX_PARTS.map((part) => ({ part, model: this.#model(part) }))
-      .map(({ part, model }) => ({ part, how: model ? describeQuantization(model) : "" }))
-      .filter(({ how }) => how !== "").map(({ part, how }) => `${part}: ${how}`).join("; ");
+    return describeModels(Object.fromEntries(FLUX_PARTS.map((part) => [part, this.#model(part)])));
   }
 
   parameters(part: FluxPart): number {
@@ -234,8 +232,11 @@ export class RecordedFlux implements FluxFunctions {
     const both = this.#velocity({
       ...inputs,
       latents: concat([latents, latents], 0),
-      promptEmbeds: concat([repeat(negativePromptEmbeds, copies), repeat(promptEmbeds, copies)], 0),
-      pooledPromptEmbeds: concat([repeat(negativePooledPromptEmbeds, copies), repeat(pooledPromptEmbeds, copies)], 0),
+      promptEmbeds: concat([repeatRows(negativePromptEmbeds, copies), repeatRows(promptEmbeds, copies)], 0),
+      pooledPromptEmbeds: concat([
+        repeatRows(negativePooledPromptEmbeds, copies),
+        repeatRows(pooledPromptEmbeds, copies),
+      ], 0),
     });
     const [without, wanted] = both.chunk(2, 0) as [Tensor, Tensor];
     const scale = inputs.trueCfgScale.cast(both.dtype);
@@ -246,12 +247,12 @@ export class RecordedFlux implements FluxFunctions {
     const { transformer } = this.#models;
     const { latents, timesteps, guidance, rows, textIds, imageIds } = inputs;
     const batch = latents.size(0);
-    const pooledProjections = repeat(inputs.pooledPromptEmbeds, batch / inputs.pooledPromptEmbeds.size(0));
+    const pooledProjections = repeatRows(inputs.pooledPromptEmbeds, batch / inputs.pooledPromptEmbeds.size(0));
     // The condition of all steps is one table, which is computed once a run; a step selects its rows.
     const conditions = transformer.condition({ timestep: timesteps, guidance, pooledProjections });
     return transformer.forward({
       hiddenStates: latents,
-      encoderHiddenStates: repeat(inputs.promptEmbeds, batch / inputs.promptEmbeds.size(0)),
+      encoderHiddenStates: repeatRows(inputs.promptEmbeds, batch / inputs.promptEmbeds.size(0)),
       temb: embedding(rows, conditions),
       imgIds: imageIds,
       txtIds: textIds,
@@ -298,11 +299,4 @@ function euler({ latents, stepSize }: StepInputs, velocity: Tensor): { latents: 
   // The scheduler adds in f32; the product is rounded to the model's type before, as PyTorch does.
   const change = velocity.cast("f32").mul(stepSize).cast(velocity.dtype).cast("f32");
   return { latents: latents.cast("f32").add(change).cast(latents.dtype) };
-}
-
-/** Each row several times, one after another. */
-function repeat(x: Tensor, copies: number): Tensor {
-  if (copies === 1) return x;
-  const [rows = 0, ...rest] = x.shape;
-  return x.unsqueeze(1).expand(rows, copies, ...rest).reshape(rows * copies, ...rest);
 }

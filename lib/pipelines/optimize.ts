@@ -5,10 +5,11 @@
  */
 
 import { autoquant } from "../compile/autoquant.ts";
-import { compile } from "../compile/compile.ts";
+import type { Calibratable } from "../compile/capture.ts";
+import { type Compilable, compile } from "../compile/compile.ts";
+import type { Module } from "../nn/module.ts";
 import { QuantizationPlan } from "../quantize/plan.ts";
 import { quantize, type SkippedLayer, sparsify } from "../quantize/quantize.ts";
-import type { FluxPipeline, FluxRun } from "./flux.ts";
 
 /** What is done to a pipeline, in this order. */
 export interface Optimizations {
@@ -44,12 +45,32 @@ export interface OptimizeReport {
   readonly compiled: { readonly measured: number; readonly seconds: number } | undefined;
 }
 
+/** The sizes and steps of a call. */
+export interface OptimizedRun {
+  /** Rows of pixels. */
+  readonly height?: number | undefined;
+  /** Pixels in a row. */
+  readonly width?: number | undefined;
+  /** Frames, where it makes a video. */
+  readonly numFrames?: number | undefined;
+  /** The steps. */
+  readonly numInferenceSteps?: number | undefined;
+}
+
+/** A pipeline that can be optimized, whose calls are of type `R`. */
+export interface OptimizablePipeline<R> extends Calibratable, Compilable<R> {
+  /** The network that is run at each step. */
+  readonly transformer: Module & { fuseQkvProjections(): void };
+  /** The autoencoder. */
+  readonly vae: Module;
+}
+
 /** The calls that a pipeline is made ready for. */
-export interface OptimizeOptions {
+export interface OptimizeOptions<R> {
   /** The prompts that schemes are tried with, where they are chosen by measurement. */
   readonly prompts: readonly string[];
-  /** Sizes, steps, pictures. */
-  readonly run: FluxRun;
+  /** Sizes, steps, results. */
+  readonly run: R;
   /** Stops it. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -62,10 +83,10 @@ export interface OptimizeOptions {
  * @param options The calls to make it ready for
  * @returns What was done
  */
-export async function optimize(
-  pipe: FluxPipeline,
+export async function optimize<R extends OptimizedRun>(
+  pipe: OptimizablePipeline<R>,
   what: Optimizations,
-  options: OptimizeOptions,
+  options: OptimizeOptions<R>,
 ): Promise<OptimizeReport> {
   const { run, signal } = options;
   const skipped: SkippedLayer[] = [];
@@ -74,8 +95,9 @@ export async function optimize(
   if (what.plan !== undefined) {
     (await QuantizationPlan.load(what.plan)).apply(pipe);
   } else if (what.quantization === AUTOQUANT) {
-    const { height, width, numInferenceSteps: steps } = run;
-    await autoquant(pipe, { prompts: options.prompts, minSqnrDb: MIN_SQNR_DB, height, width, steps, signal });
+    const { height, width, numFrames, numInferenceSteps: steps } = run;
+    const { prompts } = options;
+    await autoquant(pipe, { prompts, minSqnrDb: MIN_SQNR_DB, height, width, numFrames, steps, signal });
   } else if (what.quantization !== undefined) {
     skipped.push(...quantize(pipe.transformer, what.quantization, { groupSize: what.groupSize }).skipped);
   }

@@ -145,18 +145,23 @@ export function tokenize(
 }
 
 /**
- * Checks a picture's side.
+ * Checks a picture's or video's side.
  *
  * @param name `height` or `width`
  * @param value Pixels
- * @param multiple What it must be a multiple of
+ * @param options What it must be a multiple of, and of what it is the side
  * @throws {RangeError} If it is not
  */
-export function checkSide(name: string, value: number, multiple: number): void {
+export function checkSide(
+  name: string,
+  value: number,
+  options: { multiple: number; what: "picture" | "video" },
+): void {
+  const { multiple, what } = options;
   if (Number.isSafeInteger(value) && value > 0 && value % multiple === 0) return;
   const near = Math.max(multiple, Math.round((Number.isFinite(value) ? value : 0) / multiple) * multiple);
   throw new RangeError(
-    `Cannot make a picture with a ${name} of ${value}: the model takes multiples of ${multiple}, such as ${near}`,
+    `Cannot make a ${what} with a ${name} of ${value}: the model takes multiples of ${multiple}, such as ${near}`,
   );
 }
 
@@ -184,6 +189,59 @@ export function checkCount(name: string, value: number, range: { min: number; ma
  */
 export function checkScale(name: string, value: number): void {
   if (!Number.isFinite(value)) throw new RangeError(`Cannot use a ${name} of ${value}: pass a finite number`);
+}
+
+/**
+ * Refuses two options that mean the same.
+ *
+ * @param options The two by name
+ * @throws {TypeError} If both are given
+ */
+export function exclusive(options: Readonly<Record<string, unknown>>): void {
+  const given = Object.keys(options).filter((name) => options[name] !== undefined);
+  if (given.length > 1) throw new TypeError(`Cannot use both ${given.join(" and ")}: pass one of the two`);
+}
+
+/**
+ * Refuses an option without the one that it goes with.
+ *
+ * @param options The two by name
+ * @throws {TypeError} If only one is given
+ */
+export function together(options: Readonly<Record<string, unknown>>): void {
+  const names = Object.keys(options);
+  const missing = names.find((name) => options[name] === undefined);
+  const given = names.find((name) => options[name] !== undefined);
+  if (missing !== undefined && given !== undefined) {
+    throw new TypeError(`Cannot use ${given} alone: pass ${missing} as well`);
+  }
+}
+
+/**
+ * As many texts as there are prompts; one is for all.
+ *
+ * @param texts The texts
+ * @param count How many prompts there are
+ * @param name The option's name, for messages
+ * @returns `count` texts
+ * @throws {TypeError} If there are others
+ */
+export function matching(texts: readonly string[], count: number, name: string): readonly string[] {
+  if (texts.length === count) return texts;
+  if (texts.length === 1) return Array.from({ length: count }, () => texts[0]!);
+  throw new TypeError(`Cannot use ${texts.length} of ${name} for ${count} prompts: pass one, or one for each`);
+}
+
+/**
+ * The text of a result, where each prompt has several, or one text is for all.
+ *
+ * @param texts The texts
+ * @param index Which result
+ * @param copies Results of a prompt
+ * @returns Its text
+ */
+export function textOf(texts: readonly string[], index: number, copies: number): string {
+  return texts.length === 1 ? texts[0]! : texts[Math.floor(index / copies)]!;
 }
 
 /**

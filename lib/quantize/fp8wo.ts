@@ -4,6 +4,6 @@ import { byRow, fp8Kind, type Scheme } from "./scheme.ts";
 export const fp8wo: Scheme = {
   name: "fp8wo",
   summary: "fp8 weights",
-  kinds: ["linear", "conv2d"],
+  kinds: ["linear", "conv2d", "conv3d"],
   quantization: (input, { fp8 }) => byRow(fp8Kind(fp8), input),
 };

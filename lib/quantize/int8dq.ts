@@ -7,9 +7,9 @@ import { byRow, type Scheme } from "./scheme.ts";
 export const int8dq: Scheme = {
   name: "int8dq",
   summary: "int8 weights and activations",
-  kinds: ["linear", "conv2d"],
+  kinds: ["linear", "conv2d", "conv3d"],
   quantization: (input) =>
     byRow(input.sparse ? "sparse_int8" : "int8", input, {
-      activation: { rows: "int8", perTensor: input.kind === "conv2d" ? 1 : 0 },
+      activation: { rows: "int8", perTensor: input.kind === "linear" ? 0 : 1 },
     }),
 };

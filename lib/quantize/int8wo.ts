@@ -4,6 +4,6 @@ import { byRow, type Scheme } from "./scheme.ts";
 export const int8wo: Scheme = {
   name: "int8wo",
   summary: "int8 weights",
-  kinds: ["linear", "conv2d", "embedding"],
+  kinds: ["linear", "conv2d", "conv3d", "embedding"],
   quantization: (input) => byRow("int8", input),
 };

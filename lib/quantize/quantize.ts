@@ -8,7 +8,7 @@ import { byteSize, type FloatDtype } from "../graph/dtypes.ts";
 import type { Node } from "../graph/node.ts";
 import { refusal } from "../graph/quantized.ts";
 import { sizeOf } from "../graph/ops.ts";
-import { Conv2d, Embedding, Linear } from "../nn/layers.ts";
+import { Conv2d, Conv3d, Embedding, Linear } from "../nn/layers.ts";
 import { Model, type Module, type Parameter } from "../nn/module.ts";
 import { Device } from "../tensor/device.ts";
 import { computeOnce } from "../tensor/function.ts";
@@ -97,11 +97,13 @@ export function quantizableLayers(module: Module): QuantizableLayer[] {
       ? "linear"
       : layer instanceof Conv2d
       ? "conv2d"
+      : layer instanceof Conv3d
+      ? "conv3d"
       : layer instanceof Embedding
       ? "embedding"
       : undefined;
     if (!kind) continue;
-    const { weight } = layer as Linear | Conv2d | Embedding;
+    const { weight } = layer as Linear | Conv2d | Conv3d | Embedding;
     layers.push({ name, kind, shape: weight.shape, weight });
   }
   return layers;
@@ -158,7 +160,7 @@ export function quantize(
   scheme: Scheme | string | readonly QuantizeRule[],
   options: QuantizeOptions = {},
 ): QuantizeReport {
-  const { filter, kinds = ["linear", "conv2d"], dtype, ...settings } = options;
+  const { filter, kinds = ["linear", "conv2d", "conv3d"], dtype, ...settings } = options;
   const rules = (typeof scheme === "object" && "length" in scheme ? scheme : [{ scheme }]).map((rule) => ({
     ...rule,
     scheme: typeof rule.scheme !== "string" ? rule.scheme : rule.scheme === "none" ? undefined : schemeOf(rule.scheme),

@@ -9,7 +9,7 @@ import type { FormatKind } from "../graph/schema.ts";
 import type { WeightQuantization } from "../tensor/quantized.ts";
 
 /** The kinds of layers that can be quantized. */
-export type LayerKind = "linear" | "conv2d" | "embedding";
+export type LayerKind = "linear" | "conv2d" | "conv3d" | "embedding";
 
 /** The settings that schemes take; each heeds those that concern it. */
 export interface SchemeOptions {

@@ -5,8 +5,8 @@
  * @module
  */
 
-import { ConfigError } from "../errors.ts";
 import type { Generator } from "../tensor/random.ts";
+import { readSchedulerConfig, refusedField } from "./config.ts";
 import { linspace } from "./linspace.ts";
 
 /** The fields of `scheduler_config.json`, in camelCase. */
@@ -152,40 +152,13 @@ export class FlowMatchEulerDiscreteScheduler {
    * @throws {ConfigError} If it belongs to another class, or a field has a wrong type or value
    */
   static fromConfig(json: unknown, options: { file?: string | undefined } = {}): FlowMatchEulerDiscreteScheduler {
-    const file = options.file;
-    const where = file ?? "the scheduler's configuration";
-    if (typeof json !== "object" || json === null || Array.isArray(json)) {
-      throw new ConfigError(
-        `Cannot read ${where} as it is not a JSON object: use the scheduler_config.json of a model`,
-        {
-          file,
-        },
-      );
-    }
-    const fields = json as Record<string, unknown>;
-    const className = fields["_class_name"];
-    if (className !== undefined && className !== "FlowMatchEulerDiscreteScheduler") {
-      throw new ConfigError(
-        `Cannot read ${where} as its _class_name is ${JSON.stringify(className)}, ` +
-          "not FlowMatchEulerDiscreteScheduler: use the scheduler of that name",
-        { file, key: "_class_name" },
-      );
-    }
-    const config: Record<string, unknown> = { ...DEFAULTS };
-    for (const [name, fallback] of Object.entries(DEFAULTS)) {
-      const key = name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-      const value = fields[key];
-      if (value === undefined || value === null) continue;
-      const type = fallback === null ? "number" : typeof fallback;
-      if (typeof value !== type || (type === "number" && !Number.isFinite(value))) {
-        throw new ConfigError(`Cannot read ${where} as its ${key} is ${JSON.stringify(value)}: make it a ${type}`, {
-          file,
-          key,
-        });
-      }
-      config[name] = value;
-    }
-    checkConfig(config as unknown as FlowMatchEulerDiscreteConfig, file);
+    const { file } = options;
+    const config = readSchedulerConfig(json, {
+      className: "FlowMatchEulerDiscreteScheduler",
+      defaults: DEFAULTS,
+      file,
+    });
+    checkConfig(config, file);
     return new FlowMatchEulerDiscreteScheduler(config);
   }
 
@@ -309,11 +282,7 @@ type Round = (x: number) => number;
 
 function checkConfig(config: FlowMatchEulerDiscreteConfig, file?: string): void {
   const { numTrainTimesteps, timeShiftType, shift, shiftTerminal } = config;
-  const fail = (key: string, value: unknown, remedy: string): ConfigError =>
-    new ConfigError(
-      `Cannot use ${file ?? "the scheduler's configuration"} as its ${key} is ${JSON.stringify(value)}: ${remedy}`,
-      { file, key },
-    );
+  const fail = (key: string, value: unknown, remedy: string) => refusedField({ file, key, value, remedy });
   if (!Number.isInteger(numTrainTimesteps) || numTrainTimesteps < 1 || numTrainTimesteps > 2 ** 24) {
     throw fail("num_train_timesteps", numTrainTimesteps, "make it an integer from 1 to 2^24");
   }

@@ -7,6 +7,7 @@
 import { environment } from "../../ffi/environment.ts";
 import { library, loadLibrary } from "../../ffi/library.ts";
 import { type NativeBuffer, NativeDevice } from "../../ffi/native.ts";
+import type { Instruction } from "../graph/lower.ts";
 import type { Node } from "../graph/node.ts";
 import { makeBuffer } from "./buffers.ts";
 import { sourceOf } from "./source.ts";
@@ -19,6 +20,19 @@ export interface DeviceOptions {
   threads?: number | undefined;
 }
 
+/** @internal A run of a program. */
+export interface ProgramRun {
+  /** The function that it belongs to. */
+  readonly name: string;
+  /** When it began and when it was done, by `performance.now()`. */
+  readonly start: number;
+  readonly end: number;
+  /** Its kernel calls; none where they are not known. */
+  readonly calls: readonly Instruction[];
+  /** Each kernel's seconds. */
+  readonly seconds: Float64Array;
+}
+
 let defaultDevice: Promise<Device> | undefined;
 
 /** A CPU, at one instruction level, with its threads. */
@@ -29,6 +43,8 @@ export class Device implements Disposable {
   readonly threads: number;
   /** @internal The native device. */
   readonly native: NativeDevice;
+  /** @internal Is told of each program that ran, where somebody looks. */
+  observer: ((run: ProgramRun) => void) | undefined;
   readonly #leaves = new WeakMap<Node, NativeBuffer>();
   readonly #constants = new WeakMap<Node, Map<string, NativeBuffer>>();
 
@@ -73,6 +89,13 @@ export class Device implements Disposable {
     const buffer = makeBuffer(leaf);
     if (!options.passing) this.#leaves.set(leaf, buffer);
     return buffer;
+  }
+
+  /** @internal Frees the buffer of a leaf that is not used again. */
+  release(leaf: Node): void {
+    const source = sourceOf(leaf);
+    const buffer = this.#leaves.get(leaf) ?? (source?.kind === "buffer" ? source.buffer as NativeBuffer : undefined);
+    buffer?.[Symbol.dispose]();
   }
 
   /** @internal Whether a leaf's buffer is kept. */

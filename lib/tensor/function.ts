@@ -6,10 +6,11 @@
 
 import { environment } from "../../ffi/environment.ts";
 import { NativeBuffer, NativeProgram, runProgram } from "../../ffi/native.ts";
-import { compileConstants, type Compiled, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
+import { compileConstants, compileGraph, constantKey, type Dump, type Stage } from "../graph/compile.ts";
 import { byteSize, type Dtype } from "../graph/dtypes.ts";
 import type { Instruction } from "../graph/lower.ts";
 import { leaf, type Node, RATE, topological } from "../graph/node.ts";
+import { sameShape, sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { Device } from "./device.ts";
 import { fromSource } from "./source.ts";
@@ -26,6 +27,11 @@ export interface FunctionOptions<I> {
    * brings other tensors for them.
    */
   varying?: readonly (keyof I & string)[];
+  /**
+   * Whether a result with the name of an argument is written over it, so that a state that goes from call to call has
+   * one place: the argument's tensor must not be used again. False by default.
+   */
+  inPlace?: boolean;
 }
 
 /** How a function is called. */
@@ -42,6 +48,8 @@ export interface CompiledInfo {
   readonly arenaBytes: number;
   /** What it keeps between calls, in bytes: weights as the kernels take them. */
   readonly weightBytes: number;
+  /** Its arguments, what it keeps of those that seldom change, and its results, in bytes. */
+  readonly valueBytes: number;
   /** Milliseconds from the function's body to the program. */
   readonly milliseconds: number;
 }
@@ -72,6 +80,8 @@ export interface Port {
   readonly shape: readonly number[];
   /** Its element type. */
   readonly dtype: Dtype;
+  /** The argument that a result is written over, where it is. */
+  readonly replaces?: Node | undefined;
 }
 
 /** A program that is loaded, once it is needed. */
@@ -91,14 +101,17 @@ export interface Specialization {
   readonly info: CompiledInfo;
 }
 
+/** Values by node. */
+type Values = ReadonlyMap<Node, NativeBuffer>;
+
 /** A specialization with what its calls have computed. */
 interface Live extends Specialization {
   readonly stages: readonly Loaded[];
   /** What its programs were written by. */
   choices: KernelChoices | undefined;
   /** Values that follow from arguments that seldom change, and those arguments. */
-  kept: { from: readonly Node[]; values: ReadonlyMap<Node, NativeBuffer> } | undefined;
-  constants: ReadonlyMap<Node, NativeBuffer> | undefined;
+  kept: { from: readonly Node[]; values: Values } | undefined;
+  constants: Values | undefined;
 }
 
 const live = (specialization: Specialization): Live => ({
@@ -149,7 +162,7 @@ export class CompiledFunction<I, O> {
     const device = this.device ?? await Device.default();
     const specialization = this.#specialized(inputs);
     await this.#settle(specialization, { ...options, device });
-    const call = { ...options, device, choices: specialization.choices };
+    const call = { ...options, name: this.name, device, choices: specialization.choices };
     return await runSpecialization(specialization, inputs as Record<string, Tensor>, call) as O;
   }
 
@@ -182,7 +195,7 @@ export class CompiledFunction<I, O> {
   }
 
   /** Chooses kernels for programs that were not written yet, or by other choices. */
-  async #settle(specialization: Live, { device, signal }: Call): Promise<void> {
+  async #settle(specialization: Live, { device, signal }: Omit<Call, "name">): Promise<void> {
     const choices = this.#choices;
     if (!choices || specialization.choices === choices) return;
     const workingSet = specialization.info.weightBytes;
@@ -219,7 +232,7 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
   options: FunctionOptions<I>,
 ): Specialization {
   const start = performance.now();
-  const { varying, name = "" } = options;
+  const { varying, name = "", inPlace = false } = options;
   const placeholders: Record<string, Tensor> = {};
   const given: Port[] = [];
   for (const [argument, { shape, dtype }] of Object.entries(inputs)) {
@@ -229,21 +242,45 @@ function recordFunction<I extends Record<string, Tensor>, O extends Record<strin
     given.push({ name: argument, node, shape, dtype });
   }
   const recorded = Object.entries(fn(placeholders as I));
-  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name));
+  const replaced = recorded.map(([result, t]) => {
+    const node = inPlace ? placeholders[result]?.node : undefined;
+    return node && node.dtype === t.dtype && sameShape(node.shape, t.shape) ? node : undefined;
+  });
+  const compiled = compileGraph(recorded.map(([, t]) => t.node), dumpFor(name), replaced);
+  const { stages } = compiled;
+  const results = recorded.map(([result, { shape, dtype }], i): Port => ({
+    name: result,
+    node: compiled.outputs[i]!,
+    shape,
+    dtype,
+    replaces: replaced[i],
+  }));
+  const found = { arguments: given, results, stages };
   return {
-    arguments: given,
-    results: recorded.map(([result, { shape, dtype }], i) => ({
-      name: result,
-      node: compiled.outputs[i]!,
-      shape,
-      dtype,
-    })),
-    stages: compiled.stages,
-    info: infoOf(compiled, performance.now() - start),
+    ...found,
+    info: infoOf(stages, { valueBytes: valueBytes(found), milliseconds: performance.now() - start }),
   };
 }
 
-function infoOf({ stages }: Compiled, milliseconds: number): CompiledInfo {
+/**
+ * The bytes of what is there beside a function's work: arguments, and what its programs write beside those.
+ *
+ * @param specialization The function's ports and programs; the first one's results are weights.
+ * @returns The bytes.
+ */
+export function valueBytes({ arguments: given, results, stages }: Omit<Specialization, "info">): number {
+  const replacing = new Set(results.filter(({ replaces }) => replaces).map(({ node }) => node));
+  const written = stages.slice(1).flatMap(({ buffers }) =>
+    buffers.filter(({ written, external }) => written && !replacing.has(external!))
+  );
+  return given.reduce((sum, { shape, dtype }) => sum + sizeOf(shape) * byteSize(dtype), 0) +
+    written.reduce((sum, { size, dtype }) => sum + size * byteSize(dtype), 0);
+}
+
+function infoOf(
+  stages: readonly Stage[],
+  options: Pick<CompiledInfo, "valueBytes" | "milliseconds">,
+): CompiledInfo {
   const weights = stages.slice(1).flatMap(({ buffers }) =>
     buffers.filter(({ external }) => external!.rate === RATE.constant)
   );
@@ -252,7 +289,7 @@ function infoOf({ stages }: Compiled, milliseconds: number): CompiledInfo {
     kernels: stages.at(-1)!.kernels,
     arenaBytes: Math.max(...stages.map(({ arenaBytes }) => arenaBytes)),
     weightBytes: weightBytes.values().reduce((a, b) => a + b, 0),
-    milliseconds,
+    ...options,
   };
 }
 
@@ -264,9 +301,13 @@ function dumpFor(name: string): Dump | undefined {
 
 /** What a call binds: arguments by their leaf, values of earlier stages by their node. */
 interface Call {
+  /** The function's name. */
+  readonly name: string;
   readonly device: Device;
   readonly signal?: AbortSignal | undefined;
   readonly choices?: KernelChoices | undefined;
+  /** Where results are written that have a place already. */
+  readonly places?: Values;
 }
 
 async function runSpecialization(
@@ -277,40 +318,68 @@ async function runSpecialization(
   call.signal?.throwIfAborted();
   const { stages } = specialization;
   const ports = specialization.arguments;
-  const values = new Map(ports.map(({ name, node }) => [node, call.device.bufferOf(inputs[name]!.node)]));
+  const given = new Map(ports.map(({ name, node }) => [node, call.device.bufferOf(inputs[name]!.node)]));
   const constants = specialization.constants ??= await computeConstants(stages[0]!, call);
-  for (const [n, buffer] of constants) values.set(n, buffer);
   if (stages.length === 3) {
     const from = ports.filter(({ node }) => node.rate === RATE.run).map(({ name }) => inputs[name]!.node);
     if (!specialization.kept || specialization.kept.from.some((n, i) => n !== from[i])) {
-      specialization.kept = { from, values: await runStage(stages[1]!, values, call) };
+      specialization.kept = { from, values: await runStage(stages[1]!, [given, constants], call) };
     }
-    for (const [n, buffer] of specialization.kept.values) values.set(n, buffer);
   }
-  const results = await runStage(stages.at(-1)!, values, call);
+  const kept = specialization.kept?.values ?? NOTHING;
+  const known: readonly Values[] = [given, constants, kept];
+  const places = new Map(
+    specialization.results.flatMap(({ node, replaces }) => replaces ? [[node, given.get(replaces)!] as const] : []),
+  );
+  const results = await runStage(stages.at(-1)!, known, call, places);
   return Object.fromEntries(specialization.results.map(({ name, node, shape, dtype }) => {
     const buffer = results.get(node)!;
     return [name, fromSource({ kind: "buffer", buffer }, { shape, dtype, rate: RATE.run })];
   }));
 }
 
-/** Runs a stage's program; gives the buffers that it wrote, by node. */
+const NOTHING: Values = new Map();
+
+/** A node's value, among values of several origins. */
+function find(values: readonly Values[], node: Node): NativeBuffer | undefined {
+  for (const known of values) {
+    const buffer = known.get(node);
+    if (buffer) return buffer;
+  }
+  return undefined;
+}
+
+/**
+ * Runs a stage's program on values of several origins; gives the buffers that it wrote, by node: new ones where they
+ * have no places yet.
+ */
 async function runStage(
   stage: Loaded,
-  values: ReadonlyMap<Node, NativeBuffer>,
+  values: readonly Values[],
   call: Call,
-): Promise<ReadonlyMap<Node, NativeBuffer>> {
+  places: Values = NOTHING,
+): Promise<Values> {
   const written = new Map<Node, NativeBuffer>();
   if (stage.kernels === 0) return written;
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
-    if (!storage.written) return values.get(n) ?? call.device.bufferOf(n);
-    const buffer = NativeBuffer.create(storage.size * byteSize(storage.dtype));
+    if (!storage.written) return find(values, n) ?? call.device.bufferOf(n);
+    const buffer = places.get(n) ?? NativeBuffer.create(storage.size * byteSize(storage.dtype));
     written.set(n, buffer);
     return buffer;
   });
   stage.program ??= new NativeProgram(stage.assemble(call.choices?.variantOf)!);
-  await runProgram({ device: call.device.native, program: stage.program }, buffers, { signal: call.signal });
+  const { device, signal } = call;
+  const target = { device: device.native, program: stage.program };
+  const { observer } = device;
+  if (!observer) {
+    await runProgram(target, buffers, { signal });
+    return written;
+  }
+  const seconds = new Float64Array(stage.kernels);
+  const start = performance.now();
+  await runProgram(target, buffers, { signal, times: seconds });
+  observer({ name: call.name, start, end: performance.now(), calls: stage.calls, seconds });
   return written;
 }
 
@@ -318,7 +387,7 @@ async function runStage(
  * Computes what never changes, once for all functions of a device, a part at a time; what a part was computed from is
  * let go before the next, so that a model that is quantized as it is read is never there in floats.
  */
-async function computeConstants({ buffers }: Loaded, call: Call): Promise<ReadonlyMap<Node, NativeBuffer>> {
+async function computeConstants({ buffers }: Loaded, call: Call): Promise<Values> {
   const { device, signal } = call;
   const values = new Map<Node, NativeBuffer>();
   const missing: Node[] = [];
@@ -340,9 +409,9 @@ async function computeConstants({ buffers }: Loaded, call: Call): Promise<Readon
 /** Runs a stage's program that will not run again: neither it nor the leaves that it alone reads are kept. */
 async function runOnce(
   stage: Loaded,
-  values: ReadonlyMap<Node, NativeBuffer>,
+  values: Values,
   call: Call,
-): Promise<ReadonlyMap<Node, NativeBuffer>> {
+): Promise<Values> {
   const { device } = call;
   const passing: Disposable[] = [];
   const bound = new Map(values);
@@ -354,7 +423,7 @@ async function runOnce(
       if (!device.keeps(n)) passing.push(buffer);
       bound.set(n, buffer);
     }
-    return await runStage(stage, bound, call);
+    return await runStage(stage, [bound], call);
   } finally {
     for (const used of passing) used[Symbol.dispose]();
     stage.program?.[Symbol.dispose]();
@@ -373,7 +442,7 @@ export async function computeOnce(tensors: readonly Tensor[], device: Device): P
   const { outputs, stages } = compileGraph(tensors.map((t) => t.node));
   const values = new Map<Node, NativeBuffer>();
   for (const stage of stages) {
-    for (const [n, buffer] of await runOnce(stage, values, { device })) values.set(n, buffer);
+    for (const [n, buffer] of await runOnce(stage, values, { name: "", device })) values.set(n, buffer);
   }
   const results = outputs.map((n) => values.get(n)!);
   for (const buffer of values.values()) if (!results.includes(buffer)) buffer[Symbol.dispose]();

@@ -20,6 +20,27 @@ export interface AttentionOptions {
   scale?: number;
 }
 
+/** What group norm takes besides its input. */
+export interface GroupNormOptions {
+  /** In how many groups the channels are. */
+  groups: number;
+  /** (channels). */
+  weight?: Tensor | undefined;
+  /** (channels). */
+  bias?: Tensor | undefined;
+  /** Added to the variance. */
+  eps: number;
+  /**
+   * What the norm is multiplied by, of as many axes as the input, and sizes that divide its own: each pixel is for a
+   * block of pixels of the input, as if enlarged by nearest neighbour. Comes with `shift`.
+   */
+  scale?: Tensor | undefined;
+  /** What is added then, of the scale's shape. */
+  shift?: Tensor | undefined;
+  /** Whether the first frame of scale and shift is for the first frame alone, the others for blocks of those after it. */
+  firstApart?: boolean;
+}
+
 /** A convolution's settings. */
 export interface Conv2dOptions {
   /** The bias, (filters). */
@@ -30,6 +51,12 @@ export interface Conv2dOptions {
   padding?: number | readonly [number, number, number, number];
   /** What the input is quantized to, by one scale, where the weight is quantized; nothing by default. */
   rows?: RowsKind;
+}
+
+/** The settings of a convolution over frames. */
+export interface Conv3dOptions extends Conv2dOptions {
+  /** The frames before the first, (batch, kernel time - 1, height, width, channels); the first again by default. */
+  cache?: Tensor | undefined;
 }
 
 /** A lazy tensor. */
@@ -314,22 +341,37 @@ export class Tensor {
     return this.#record("rope", [cos, sin], {});
   }
 
-  /** Group norm of (batch, height, width, channels). */
-  groupNorm(options: { groups: number; weight?: Tensor | undefined; bias?: Tensor | undefined; eps: number }): Tensor {
-    const { groups, weight, bias, eps } = options;
-    return this.#record("group_norm", [weight, bias], { groups, eps, act: "none" });
+  /** Group norm of (batch, height, width, channels) or (batch, frames, height, width, channels). */
+  groupNorm(options: GroupNormOptions): Tensor {
+    const { groups, weight, bias, eps, scale, shift, firstApart = false } = options;
+    const first = firstApart ? 1 : 0;
+    return this.#record("group_norm", [weight, bias, scale, shift], { groups, eps, act: "none", first });
   }
 
   /** Convolution of (batch, height, width, channels) by a weight (filters, channels, height, width). */
   conv2d(weight: Tensor, options: Conv2dOptions = {}): Tensor {
-    const { bias, stride = 1, padding = 0, rows = "none" } = options;
+    const [filters = -1, channels = -1, ...kernel] = weight.shape;
+    return this.#conv([filters, channels, 1, ...kernel], weight, options);
+  }
+
+  /**
+   * Convolution of (batch, frames, height, width, channels) by a weight (filters, channels, time, height, width), causal
+   * in time: a frame of the result is of the same frame and those before it. Stride and padding are of height and width.
+   */
+  conv3d(weight: Tensor, options: Conv3dOptions = {}): Tensor {
+    return this.#conv(weight.shape, weight, options);
+  }
+
+  #conv(shape: readonly number[], weight: Tensor, options: Conv3dOptions): Tensor {
+    const { bias, cache, stride = 1, padding = 0, rows = "none" } = options;
     const [padTop, padLeft, padBottom, padRight] = typeof padding === "number"
       ? [padding, padding, padding, padding] as const
       : padding;
-    const [filters = -1, channels = -1, kh = -1, kw = -1] = weight.shape;
-    return this.#record("conv2d", [weight, bias, undefined], {
+    const [filters = -1, channels = -1, kt = -1, kh = -1, kw = -1] = shape;
+    return this.#record("conv", [weight, bias, undefined, cache], {
       filters,
       channels,
+      kt,
       kh,
       kw,
       stride,

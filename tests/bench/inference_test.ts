@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readRuns, toCsv } from "../../bench/matrix.ts";
+import { PICTURES, type Settings } from "../../bench/matrix.ts";
 import { Image } from "../../lib/media/image.ts";
 import { withFolder } from "../folder.ts";
 
@@ -22,7 +22,7 @@ Deno.test("the matrix runs, goes on where it was stopped, and is reported", asyn
     const first = await bench(...common, "--quantization", "none");
     assert.equal(first.code, 0, first.stderr);
     assert.equal(first.stdout.trim(), `${out}/report.md`);
-    const { rows: [row], machine } = (await readRuns(`${out}/runs.json`))!;
+    const { rows: [row], machine } = (await PICTURES.read<Settings>(`${out}/runs.json`))!;
     assert.ok(machine.length > 0);
     assert.deepEqual([row!.batch_size, row!.quantization, row!.psnr, row!.ssim], [1, "none", Infinity, 1]);
     assert.ok(row!.time > 0 && row!.model_memory > 1e7 && row!.inference_memory > row!.model_memory);
@@ -32,7 +32,7 @@ Deno.test("the matrix runs, goes on where it was stopped, and is reported", asyn
     await Deno.writeTextFile(`${out}/runs.json`, marked);
     const second = await bench(...common, "--quantization", "none,int8wo", "--batch-size", "1,2");
     assert.equal(second.code, 0, second.stderr);
-    const { rows } = (await readRuns(`${out}/runs.json`))!;
+    const { rows } = (await PICTURES.read<Settings>(`${out}/runs.json`))!;
     assert.deepEqual(rows.map((r) => [r.batch_size, r.quantization]), [[1, "none"], [1, "int8wo"], [2, "none"], [
       2,
       "int8wo",
@@ -41,7 +41,7 @@ Deno.test("the matrix runs, goes on where it was stopped, and is reported", asyn
     assert.ok(rows[1]!.psnr > 20 && rows[1]!.psnr < Infinity, `${rows[1]!.psnr}`);
     assert.ok(rows[1]!.model_memory < rows[0]!.model_memory);
     assert.ok(rows[2]!.psnr > 60, "a batch draws the same pictures");
-    assert.equal(await Deno.readTextFile(`${out}/runs.csv`), toCsv(rows));
+    assert.equal(await Deno.readTextFile(`${out}/runs.csv`), PICTURES.toCsv(rows));
 
     const report = await Deno.readTextFile(`${out}/report.md`);
     for (const [, file] of report.matchAll(/\]\(([^)]+)\)/g)) assert.ok((await Deno.stat(`${out}/${file}`)).isFile);
@@ -60,7 +60,7 @@ Deno.test("a run that fails is named, and the others are made", async () => {
     const { code, stderr } = await bench(...SMALL, ...args);
     assert.equal(code, 1);
     assert.match(stderr, /no_such_model_here-b1-none failed: /);
-    const { rows } = (await readRuns(`${folder}/runs.json`))!;
+    const { rows } = (await PICTURES.read<Settings>(`${folder}/runs.json`))!;
     assert.deepEqual(rows.map((row) => row.ckpt_id), ["models/shapes-flux"]);
   });
 });

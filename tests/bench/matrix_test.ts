@@ -3,16 +3,12 @@ import { parse } from "npm:csv-parse@6.1.0/sync";
 import {
   type Axes,
   checkpointName,
-  COLUMNS,
-  combine,
   type Configuration,
-  missing,
   nameOf,
-  readRuns,
+  PICTURES,
   type Row,
   type Runs,
-  toCsv,
-  writeRuns,
+  type Settings,
 } from "../../bench/matrix.ts";
 import { withFolder } from "../folder.ts";
 
@@ -26,7 +22,7 @@ const AXES: Axes = {
   sparsify: [false],
 };
 const ROW: Row = {
-  ...combine(AXES)[0]!,
+  ...PICTURES.combine(AXES)[0]!,
   model_memory: 1e6,
   inference_memory: 2e6,
   time: 0.125,
@@ -49,7 +45,12 @@ const RUNS: Runs = {
 };
 
 Deno.test("a matrix is every combination, the last column fastest, none twice", () => {
-  const all = combine({ ...AXES, batch_size: [1, 4, 4], fuse: [false, true], quantization: ["none", "int8wo"] });
+  const all = PICTURES.combine({
+    ...AXES,
+    batch_size: [1, 4, 4],
+    fuse: [false, true],
+    quantization: ["none", "int8wo"],
+  });
   assert.deepEqual(
     all.map(({ batch_size, fuse, quantization }) => [batch_size, fuse, quantization]),
     [
@@ -67,17 +68,17 @@ Deno.test("a matrix is every combination, the last column fastest, none twice", 
 
 Deno.test("a matrix leaves out what means nothing", () => {
   const both = [false, true];
-  const compiled = combine({ ...AXES, compile: both, compile_vae: both });
+  const compiled = PICTURES.combine({ ...AXES, compile: both, compile_vae: both });
   assert.deepEqual(compiled.map((c) => [c.compile, c.compile_vae]), [[false, false], [true, false], [true, true]]);
-  const sparse = combine({ ...AXES, quantization: ["none", "int8dq", "int4wo"], sparsify: both });
+  const sparse = PICTURES.combine({ ...AXES, quantization: ["none", "int8dq", "int4wo"], sparsify: both });
   assert.deepEqual(sparse.filter((c) => c.sparsify).map((c) => c.quantization), ["int8dq"]);
   assert.equal(sparse.length, 4);
-  assert.deepEqual(combine({ ...AXES, compile_vae: [true] }), []);
+  assert.deepEqual(PICTURES.combine({ ...AXES, compile_vae: [true] }), []);
 });
 
 Deno.test("each configuration has a name of its own, which can be a file's", () => {
   const both = [false, true];
-  const all = combine({
+  const all = PICTURES.combine({
     ckpt_id: ["models/shapes-flux", "black-forest-labs/FLUX.1-dev", "https://example.org/a b?c"],
     batch_size: [1, 16],
     fuse: both,
@@ -95,18 +96,18 @@ Deno.test("each configuration has a name of its own, which can be a file's", () 
 });
 
 Deno.test("what has a row is not missing, whatever the order of its fields", () => {
-  const all = combine({ ...AXES, batch_size: [1, 4], quantization: ["none", "int8dq"] });
+  const all = PICTURES.combine({ ...AXES, batch_size: [1, 4], quantization: ["none", "int8dq"] });
   const reordered = Object.fromEntries(Object.entries(RUNS.rows[1]!).reverse()) as unknown as Row;
-  assert.deepEqual(missing(all, [ROW, reordered]).map(nameOf), [
+  assert.deepEqual(PICTURES.missing(all, [ROW, reordered]).map(nameOf), [
     "models_shapes_flux-b4-none",
     "models_shapes_flux-b4-int8dq",
   ]);
-  assert.deepEqual(missing(all, []), all);
+  assert.deepEqual(PICTURES.missing(all, []), all);
 });
 
 Deno.test("rows as CSV have the columns in order, and another reader agrees", () => {
   const rows = [{ ...ROW, ckpt_id: 'a "name", and\nmore' }, RUNS.rows[1]!];
-  const text = toCsv(rows);
+  const text = PICTURES.toCsv(rows);
   assert.equal(
     text.split("\n")[0],
     "ckpt_id,batch_size,fuse,compile,compile_vae,quantization,sparsify,model_memory,inference_memory,time,psnr,ssim,accuracy",
@@ -120,20 +121,23 @@ Deno.test("rows as CSV have the columns in order, and another reader agrees", ()
 Deno.test("runs are read back as they were written, and nothing else is left beside them", async () => {
   await withFolder(async (folder) => {
     const file = `${folder}/runs.json`;
-    assert.equal(await readRuns(file), undefined);
-    await writeRuns(folder, { ...RUNS, rows: [] });
-    await writeRuns(folder, RUNS);
-    assert.deepEqual(await readRuns(file), RUNS);
+    assert.equal(await PICTURES.read<Settings>(file), undefined);
+    await PICTURES.write(folder, { ...RUNS, rows: [] });
+    await PICTURES.write(folder, RUNS);
+    assert.deepEqual(await PICTURES.read<Settings>(file), RUNS);
     const names = (await Array.fromAsync(Deno.readDir(folder))).map(({ name }) => name).sort();
     assert.deepEqual(names, ["runs.csv", "runs.json"]);
-    assert.equal(await Deno.readTextFile(`${folder}/runs.csv`), toCsv(RUNS.rows));
+    assert.equal(await Deno.readTextFile(`${folder}/runs.csv`), PICTURES.toCsv(RUNS.rows));
     await Deno.writeTextFile(file, "{");
-    await assert.rejects(readRuns(file), { name: "SyntaxError", message: /runs.json as it is not JSON/ });
+    await assert.rejects(PICTURES.read<Settings>(file), {
+      name: "SyntaxError",
+      message: /runs.json as it is not JSON/,
+    });
   });
 });
 
 Deno.test("a row has every column", () => {
-  assert.deepEqual(Object.keys(ROW).sort(), [...COLUMNS].sort());
+  assert.deepEqual(Object.keys(ROW).sort(), [...PICTURES.columns].sort());
   const configuration: Configuration = ROW;
-  assert.deepEqual(missing([configuration], [ROW]), []);
+  assert.deepEqual(PICTURES.missing([configuration], [ROW]), []);
 });

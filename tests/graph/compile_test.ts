@@ -92,8 +92,42 @@ Deno.test("norms take their modulation, rope its norm, group norm and convolutio
   const convolved = image.groupNorm({ groups: 2, eps: 1e-6 }).silu().upsampleNearest(2)
     .conv2d(weight(8, 8, 3, 3), { bias: weight(8), padding: 1 }).add(argument([1, 8, 8, 8]));
   const fused = after(FUSE, convolved);
-  assert.deepEqual(operations([fused]), ["group_norm", "conv2d"]);
+  assert.deepEqual(operations([fused]), ["group_norm", "conv"]);
   assert.equal(fused.params.upsample, 2);
+});
+
+Deno.test("what stands around norms and convolutions of videos is a part of them", () => {
+  const [video, before] = [argument([1, 4, 8, 8, 16]), argument([1, 2, 8, 8, 16])];
+  const grid = argument([1, 2, 4, 4, 32]);
+  const [scale, shift] = grid.chunk(2);
+  const y = video.groupNorm({ groups: 4, weight: weight(16), bias: weight(16), eps: 1e-6, scale, shift }).silu()
+    .conv3d(weight(16, 16, 3, 3, 3), { bias: weight(16), cache: before, padding: 1 }).add(video);
+  const fused = after(FUSE, y);
+  assert.deepEqual(operations([fused]), ["slice", "slice", "group_norm", "conv"]);
+  assert.deepEqual(fused.inputs.slice(3), [video.node, before.node]);
+  assert.deepEqual(fused.shape, video.shape);
+  const step = compileGraph([y.node]).stages.at(-1)!;
+  assert.deepEqual(step.calls.map(({ kernel }) => kernel), ["group_norm", "conv"], "nothing is copied");
+});
+
+Deno.test("norms and convolutions of videos refuse what does not fit", () => {
+  const video = argument([1, 5, 8, 8, 16]);
+  const taps = weight(16, 16, 3, 3, 3);
+  const cache = (...shape: number[]) => () => video.conv3d(taps, { cache: argument(shape), padding: 1 });
+  assert.throws(cache(1, 1, 8, 8, 16), /takes a cache of \[1, 2, 8, 8, 16\]/);
+  assert.throws(cache(1, 2, 8, 8, 8), /takes a cache/);
+  assert.throws(() => video.conv3d(weight(16, 16, 1, 3, 3), { cache: argument([1, 0, 8, 8, 16]) }), /takes a cache/);
+  assert.throws(() => argument([1, 8, 8, 16]).conv3d(taps), /takes/);
+  const modulated = (firstApart: boolean, ...shape: number[]) => {
+    const grid = argument(shape);
+    return () => video.groupNorm({ groups: 4, eps: 1e-6, scale: grid, shift: grid, firstApart });
+  };
+  modulated(true, 1, 3, 4, 4, 16)();
+  modulated(false, 1, 5, 8, 2, 16)();
+  assert.throws(modulated(false, 1, 3, 4, 4, 16), /divide/);
+  assert.throws(modulated(true, 1, 1, 4, 4, 16), /the first frame apart/);
+  assert.throws(modulated(false, 1, 5, 3, 4, 16), /divide/);
+  assert.throws(() => video.groupNorm({ groups: 4, eps: 1e-6, scale: video }), /together/);
 });
 
 Deno.test("layers of selected rows are computed for all rows before the steps", () => {

@@ -208,14 +208,34 @@ Deno.test("convolutions keep their weights packed, with what stands around them 
     const z = image.conv2d(point.tensor, { bias: weight(64), rows });
     const stages = compileGraph([y.node, z.node]).stages;
     const step = stages.at(-1)!;
-    const convolutions = callsTo(step, "quantized_conv2d");
+    const convolutions = callsTo(step, "quantized_conv");
     assert.equal(convolutions.length, 2, scheme);
     assert.equal(convolutions[0]!.params.upsample, 2);
     assert.ok(convolutions[0]!.operands[3] !== null, "the residual is a part of it");
     // Enlarging an image does not change its largest magnitude, so that one is enough for both.
     assert.equal(count(step, "abs_max"), scheme === "int8dq" ? 1 : 0, scheme);
-    assert.equal(convolutions.every(({ operands }) => (operands[4] !== null) === (scheme === "int8dq")), true, scheme);
-    assert.ok(stages.every((stage) => count(stage, "dequantize") + count(stage, "conv2d") === 0), scheme);
+    assert.equal(convolutions.every(({ operands }) => (operands[5] !== null) === (scheme === "int8dq")), true, scheme);
+    assert.ok(stages.every((stage) => count(stage, "dequantize") + count(stage, "conv") === 0), scheme);
+  }
+});
+
+Deno.test("a convolution over frames is quantized by one scale of its input and of the frames before", () => {
+  const [video, before] = [argument([1, 4, 8, 8, 32]), argument([1, 2, 8, 8, 32])];
+  for (const scheme of ["int8wo", "int8dq", "fp8wo"]) {
+    const wide = quantizedWeight(scheme, 64, 32, 3, 3, 3);
+    const options = { bias: weight(64), padding: 1, rows: wide.activation.rows };
+    const y = video.conv3d(wide.tensor, { ...options, cache: before }).silu();
+    const step = stepOf(y.add(video.conv3d(wide.tensor, options)));
+    const dynamic = scheme === "int8dq";
+    assert.deepEqual(kernelsOf(step), [
+      ...(dynamic ? ["abs_max"] : []),
+      "quantized_conv",
+      ...(dynamic ? ["abs_max", "binary"] : []),
+      "quantized_conv",
+    ], scheme);
+    const [first, second] = callsTo(step, "quantized_conv");
+    assert.deepEqual([first, second].map((call) => call!.operands[4]?.shape), [undefined, before.shape]);
+    assert.deepEqual(second!.operands[3]?.shape, first!.operands.at(-1)!.shape, "the first is the second's residual");
   }
 });
 

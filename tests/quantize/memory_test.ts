@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { measureRoute, writeRandomModel } from "../../bench/memory.ts";
+import { measureRoute } from "../../bench/memory.ts";
+import { writeRandomModel } from "../../bench/random_model.ts";
+import { ModelConfig } from "../../lib/models/config.ts";
 import { FluxTransformer2DModel } from "../../lib/models/flux_transformer_2d_model.ts";
 import { saveModel } from "../../lib/nn/save.ts";
 import { quantize } from "../../lib/quantize/quantize.ts";
@@ -22,7 +24,7 @@ Deno.test({
   ignore: Deno.build.os !== "linux",
   fn: async () => {
     await withFolder(async (folder) => {
-      await writeRandomModel(`${folder}/floats`, CONFIG);
+      await writeRandomModel(`${folder}/floats`, new FluxTransformer2DModel(new ModelConfig(CONFIG, "config.json")));
       const model = await FluxTransformer2DModel.load(`${folder}/floats`);
       const { quantized } = quantize(model, "int8wo");
       const floats = quantized.reduce((sum, { bytesBefore }) => sum + bytesBefore, 0);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { storedRowBytes } from "../../lib/graph/quantized.ts";
 import { FluxTransformer2DModel } from "../../lib/models/flux_transformer_2d_model.ts";
-import { Conv2d, Embedding, Linear } from "../../lib/nn/layers.ts";
+import { Conv2d, Conv3d, Embedding, Linear } from "../../lib/nn/layers.ts";
 import { Module } from "../../lib/nn/module.ts";
 import { dequantize, quantizableLayers, quantize, sparsify } from "../../lib/quantize/quantize.ts";
 import { schemeOf, SCHEMES } from "../../lib/quantize/schemes.ts";
@@ -61,6 +61,26 @@ Deno.test("layers are found with their names, kinds and shapes, in the model's o
     "conv conv2d 8x4x3x3",
     "table embedding 10x32",
   ]);
+});
+
+Deno.test("convolutions over frames are quantized as those of pictures, with the frames before them", async () => {
+  class Causal extends Module {
+    conv = new Conv3d(24, 16, { size: 3, padding: 1 });
+  }
+  const [video, before] = [random(21, 1, 3, 6, 5, 24), random(22, 1, 2, 6, 5, 24)];
+  for (const scheme of ["int8wo", "int8dq", "fp8wo"]) {
+    const model = new Causal();
+    model.conv.weight.tensor = random(23, 16, 24, 3, 3, 3);
+    model.conv.bias.tensor = random(24, 16);
+    const run = async () => [await values(model.conv.forward(video, before)), await values(model.conv.forward(video))];
+    const floats = await run();
+    assert.deepEqual(names(quantize(model, scheme)), ["conv"]);
+    const quantized = await run();
+    floats.forEach((signal, i) =>
+      assert.ok(sqnr(signal, quantized[i]!) > 25, `${scheme}: ${sqnr(signal, quantized[i]!)}`)
+    );
+    assert.notDeepEqual(floats, quantized);
+  }
 });
 
 Deno.test("a filter takes layers by name, by size, or by a function", () => {

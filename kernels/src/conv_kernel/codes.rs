@@ -1,14 +1,16 @@
-//! Vectors of codes: quantized weights widened as they are loaded, input rounded as it is stored, and the products of
-//! integers, for every level.
+//! Vectors of codes: quantized weights widened as they are loaded, and input rounded as it is stored, for every level.
 
-use crate::schema::Format;
+use crate::dispatch;
+use crate::level::Level;
+use crate::schema::{DType, Format};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512, Avx512Bf16};
 use crate::simd::{Element, Portable, Simd};
+use half::{bf16, f16};
 
-/// A vector whose lanes can also be small integers: 4 bytes, two i16 or an i32 each.
+/// A vector that is loaded from, and stored to, narrower types than f32, and whose lanes can be integers.
 #[allow(clippy::missing_safety_doc)]
-pub trait Codes: Simd {
+pub trait Narrow: Simd {
     /// A lane for each code, as a float.
     unsafe fn load_i8(p: *const i8) -> Self::V;
     unsafe fn load_e4m3(p: *const u8) -> Self::V;
@@ -19,13 +21,6 @@ pub trait Codes: Simd {
     unsafe fn store_i16(p: *mut i16, v: Self::V);
     /// The same plus 128, as u8.
     unsafe fn store_offset(p: *mut u8, v: Self::V);
-    /// acc + the products of two i16 in each lane, i32.
-    unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    /// acc + the products of four u8 of `a` by four i8 of `b` in each lane, i32. Only of levels that have VNNI.
-    unsafe fn dot_quads(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        let _ = (a, b);
-        acc
-    }
     /// a - b, i32, as floats.
     unsafe fn difference(a: Self::V, b: Self::V) -> Self::V;
     /// The sum of i32 lanes, wrapping.
@@ -35,12 +30,12 @@ pub trait Codes: Simd {
 /// What a weight is loaded from, one lane each.
 #[allow(clippy::missing_safety_doc)]
 pub trait Load: Copy + Send + Sync + 'static {
-    unsafe fn load<S: Codes>(p: *const Self) -> S::V;
+    unsafe fn load<S: Narrow>(p: *const Self) -> S::V;
 }
 
 impl<E: Element> Load for E {
     #[inline(always)]
-    unsafe fn load<S: Codes>(p: *const E) -> S::V {
+    unsafe fn load<S: Narrow>(p: *const E) -> S::V {
         unsafe { <E as Element>::load::<S>(p) }
     }
 }
@@ -54,7 +49,7 @@ macro_rules! stored_code {
 
         impl Load for $name {
             #[inline(always)]
-            unsafe fn load<S: Codes>(p: *const $name) -> S::V {
+            unsafe fn load<S: Narrow>(p: *const $name) -> S::V {
                 unsafe { S::$load(p as *const $type) }
             }
         }
@@ -73,12 +68,25 @@ stored_code!(
     E5m2(u8), load_e5m2
 );
 
-/// Decodes `n` codes, a multiple of the lanes: int8, or one of the fp8 formats. All their values are exact in any `E`.
+/// Decodes `n` codes, a multiple of the lanes, of int8 or one of the fp8 formats, to a float dtype, in any of which all
+/// their values are exact.
 ///
 /// # Safety
-/// The CPU has the level of `S`; codes can be read and values written.
+/// The CPU has the level; codes can be read and values written.
+pub unsafe fn decode(level: Level, format: Format, codes: *const u8, n: usize, dtype: DType, to: *mut u8) {
+    unsafe {
+        match dtype {
+            DType::F32 => decode_to::<f32>(level, format, codes, n, to as *mut f32),
+            DType::BF16 => decode_to::<bf16>(level, format, codes, n, to as *mut bf16),
+            _ => decode_to::<f16>(level, format, codes, n, to as *mut f16),
+        }
+    }
+}
+
+dispatch!(fn decode_to<E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) => decode_to_on);
+
 #[inline(always)]
-pub unsafe fn decode<S: Codes, E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) {
+unsafe fn decode_to_on<S: Narrow, E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) {
     unsafe {
         match format {
             Format::E4m3 => decode_as::<S, E, E4m3>(codes as *const E4m3, n, to),
@@ -89,7 +97,7 @@ pub unsafe fn decode<S: Codes, E: Element>(format: Format, codes: *const u8, n: 
 }
 
 #[inline(always)]
-unsafe fn decode_as<S: Codes, E: Element, L: Load>(codes: *const L, n: usize, to: *mut E) {
+unsafe fn decode_as<S: Narrow, E: Element, L: Load>(codes: *const L, n: usize, to: *mut E) {
     for i in (0..n).step_by(S::LANES) {
         unsafe { E::store::<S>(to.add(i), L::load::<S>(codes.add(i))) };
     }
@@ -98,13 +106,7 @@ unsafe fn decode_as<S: Codes, E: Element, L: Load>(codes: *const L, n: usize, to
 /// e4m3's bits as those of an f16 that is 2^8 times smaller, which NaN is not.
 const E4M3_UNIT: f32 = 256.0;
 
-/// The two i16 of a lane.
-fn pair(lane: f32) -> [i32; 2] {
-    let bits = lane.to_bits();
-    [(bits as i16) as i32, ((bits >> 16) as i16) as i32]
-}
-
-impl Codes for Portable {
+impl Narrow for Portable {
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::V {
         std::array::from_fn(|i| unsafe { *p.add(i) } as f32)
@@ -135,13 +137,6 @@ impl Codes for Portable {
         (0..Self::LANES).for_each(|i| unsafe { *p.add(i) = (rounded[i] as i32 + 128) as u8 });
     }
     #[inline(always)]
-    unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|i| {
-            let ([a0, a1], [b0, b1]) = (pair(a[i]), pair(b[i]));
-            f32::from_bits((acc[i].to_bits() as i32).wrapping_add(a0 * b0 + a1 * b1) as u32)
-        })
-    }
-    #[inline(always)]
     unsafe fn difference(a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|i| (a[i].to_bits() as i32).wrapping_sub(b[i].to_bits() as i32) as f32)
     }
@@ -153,10 +148,10 @@ impl Codes for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Avx2, Avx512, Avx512Bf16, Codes, E4M3_UNIT};
+    use super::{Avx2, Avx512, Avx512Bf16, E4M3_UNIT, Narrow};
     use std::arch::x86_64::*;
 
-    impl Codes for Avx2 {
+    impl Narrow for Avx2 {
         #[inline(always)]
         unsafe fn load_i8(p: *const i8) -> __m256 {
             unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p as *const __m128i))) }
@@ -201,13 +196,6 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn dot_pairs(acc: __m256, a: __m256, b: __m256) -> __m256 {
-            unsafe {
-                let products = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
-                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), products))
-            }
-        }
-        #[inline(always)]
         unsafe fn difference(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
         }
@@ -223,8 +211,8 @@ mod x86 {
     }
 
     macro_rules! avx512 {
-        ($name:ident, $($extra:item)*) => {
-            impl Codes for $name {
+        ($name:ident) => {
+            impl Narrow for $name {
                 #[inline(always)]
                 unsafe fn load_i8(p: *const i8) -> __m512 {
                     unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p as *const __m128i))) }
@@ -265,13 +253,6 @@ mod x86 {
                     }
                 }
                 #[inline(always)]
-                unsafe fn dot_pairs(acc: __m512, a: __m512, b: __m512) -> __m512 {
-                    unsafe {
-                        let products = _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b));
-                        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(acc), products))
-                    }
-                }
-                #[inline(always)]
                 unsafe fn difference(a: __m512, b: __m512) -> __m512 {
                     unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
                 }
@@ -279,20 +260,10 @@ mod x86 {
                 unsafe fn sum_i32(a: __m512) -> i32 {
                     unsafe { _mm512_reduce_add_epi32(_mm512_castps_si512(a)) }
                 }
-                $($extra)*
             }
         };
     }
 
-    avx512!(Avx512,);
-    avx512!(
-        Avx512Bf16,
-        #[inline(always)]
-        unsafe fn dot_quads(acc: __m512, a: __m512, b: __m512) -> __m512 {
-            unsafe {
-                let acc = _mm512_castps_si512(acc);
-                _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, _mm512_castps_si512(a), _mm512_castps_si512(b)))
-            }
-        }
-    );
+    avx512!(Avx512);
+    avx512!(Avx512Bf16);
 }

@@ -1,12 +1,10 @@
 //! Convolutions of few filters, which would leave most lanes of a vector of filters idle: here lanes are the units of a
 //! cell, and come together at the end.
 
-use super::codes::{Codes, decode};
-use super::{Arith, CELL, Plan, Sum, Task, UNITS, fill_slab, finish};
+use super::codes::{Narrow, decode};
+use super::{CELL, Plan, Product, Sum, Task, UNITS, fill_slab, finish};
 use crate::dispatch;
 use crate::level::Level;
-use crate::schema::Format;
-use crate::simd::{Element, Simd};
 
 /// The most filters that `few_block` takes.
 pub const FEW: usize = 4;
@@ -15,41 +13,37 @@ pub const FEW: usize = 4;
 ///
 /// # Safety
 /// `plan.weight` holds the weights of the plan's channels and filters, in blocks of `width`.
-pub unsafe fn few_weights<A: Arith>(level: Level, plan: &Plan, width: usize) -> Vec<f32> {
-    let (filters, lanes, taps) = (plan.out.dims[3], width / 2, plan.taps.len());
-    let units = plan.x.dims[3].div_ceil(A::CHANNELS);
+pub unsafe fn few_weights(level: Level, plan: &Plan, width: usize) -> Vec<f32> {
+    let method = &plan.method;
+    let (filters, lanes, taps) = (plan.out.last(), width / 2, plan.taps.len());
+    let units = plan.x.last().div_ceil(method.channels);
     let mut weights = vec![0.0; units.div_ceil(UNITS) * taps * filters * UNITS];
-    let mut decoded = Vec::<A::E>::new();
-    let mut from = plan.weight as *const A::W;
+    let mut decoded = Vec::<f32>::new();
+    let mut from = plan.weight;
     if let Some(format) = plan.decoded() {
-        let count = units * A::CHANNELS * taps * lanes;
+        let count = units * method.channels * taps * lanes;
         decoded.reserve_exact(count);
-        from = decoded.as_ptr() as *const A::W;
-        unsafe { decode_all::<A::E>(level, format, plan.weight, count, decoded.as_mut_ptr()) };
+        let to = decoded.as_mut_ptr() as *mut u8;
+        unsafe { decode(level, format, plan.weight, count, plan.x.dtype, to) };
+        from = to;
     }
     for group in 0..units.div_ceil(UNITS) {
         for tap in 0..taps {
             let to = (group * taps + tap) * filters * UNITS;
             for unit in 0..(units - group * UNITS).min(UNITS) {
                 for filter in 0..filters {
-                    weights[to + filter * UNITS + unit] = unsafe { A::weight(from, filter) };
+                    weights[to + filter * UNITS + unit] = unsafe { (method.unit)(from, filter) };
                 }
-                from = from.wrapping_add(lanes * A::CHANNELS);
+                from = from.wrapping_add(lanes * method.channels * method.weight);
             }
         }
     }
     weights
 }
 
-#[inline(always)]
-unsafe fn decode_all_on<S: Codes, E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) {
-    unsafe { decode::<S, E>(format, codes, n, to) }
-}
-dispatch!(fn decode_all<E: Element>(format: Format, codes: *const u8, n: usize, to: *mut E) => decode_all_on);
-
 /// The most pixels of a tile of so many filters.
-const fn few_pixels<S: Simd>(filters: usize) -> usize {
-    let fit = (S::REGISTERS - filters - 2) / filters;
+const fn few_pixels(registers: usize, filters: usize) -> usize {
+    let fit = (registers - filters - 2) / filters;
     if fit > 8 {
         8
     } else if fit < 1 {
@@ -62,7 +56,7 @@ const fn few_pixels<S: Simd>(filters: usize) -> usize {
 /// Sums for `M` neighbouring pixels and `F` filters, whose lanes are units and come together at the end.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn few_tile<S: Codes, A: Arith, const M: usize, const F: usize>(
+unsafe fn few_tile<S: Narrow, P: Product, const M: usize, const F: usize>(
     sum: &Sum,
     x: *const u8,
     mut w: *const f32,
@@ -82,7 +76,7 @@ unsafe fn few_tile<S: Codes, A: Arith, const M: usize, const F: usize>(
                     for m in 0..M {
                         let units = S::load(cell.add(m * UNITS + lane));
                         for f in 0..F {
-                            s[m][f] = A::madd::<S>(s[m][f], units, weights[f]);
+                            s[m][f] = P::madd::<S>(s[m][f], units, weights[f]);
                         }
                     }
                 }
@@ -92,15 +86,21 @@ unsafe fn few_tile<S: Codes, A: Arith, const M: usize, const F: usize>(
         }
         for m in 0..M {
             for f in 0..F {
-                *sums.add(m * S::LANES + f) = A::across::<S>(s[m][f]);
+                *sums.add(m * S::LANES + f) = P::across::<S>(s[m][f]);
             }
         }
     }
 }
 
+dispatch! {
+    pub(super) fn any_few_tile<P: Product>(
+        m: usize, filters: usize, sum: &Sum, x: *const u8, w: *const f32, sums: *mut f32,
+    ) => any_few_tile_on
+}
+
 /// `few_tile` for a number of pixels and filters that only the run knows.
 #[inline(always)]
-unsafe fn any_few_tile<S: Codes, A: Arith>(
+unsafe fn any_few_tile_on<S: Narrow, P: Product>(
     m: usize,
     filters: usize,
     sum: &Sum,
@@ -108,14 +108,17 @@ unsafe fn any_few_tile<S: Codes, A: Arith>(
     w: *const f32,
     sums: *mut f32,
 ) {
+    if !P::runs::<S>() {
+        unreachable!("a level multiplies by what it has");
+    }
     macro_rules! arms {
         ($($m:literal)*) => {
             match (m, filters) {
                 $(
-                    ($m, 1) if $m <= few_pixels::<S>(1) => few_tile::<S, A, $m, 1>(sum, x, w, sums),
-                    ($m, 2) if $m <= few_pixels::<S>(2) => few_tile::<S, A, $m, 2>(sum, x, w, sums),
-                    ($m, 3) if $m <= few_pixels::<S>(3) => few_tile::<S, A, $m, 3>(sum, x, w, sums),
-                    ($m, 4) if $m <= few_pixels::<S>(4) => few_tile::<S, A, $m, 4>(sum, x, w, sums),
+                    ($m, 1) if $m <= few_pixels(S::REGISTERS, 1) => few_tile::<S, P, $m, 1>(sum, x, w, sums),
+                    ($m, 2) if $m <= few_pixels(S::REGISTERS, 2) => few_tile::<S, P, $m, 2>(sum, x, w, sums),
+                    ($m, 3) if $m <= few_pixels(S::REGISTERS, 3) => few_tile::<S, P, $m, 3>(sum, x, w, sums),
+                    ($m, 4) if $m <= few_pixels(S::REGISTERS, 4) => few_tile::<S, P, $m, 4>(sum, x, w, sums),
                 )*
                 _ => unreachable!("a tile of {m} pixels by {filters} filters"),
             }
@@ -126,30 +129,30 @@ unsafe fn any_few_tile<S: Codes, A: Arith>(
 
 /// One task of at most `FEW` filters, which would leave most lanes of a vector of filters idle. The slab holds all
 /// channels; `sums` holds a tile.
-#[inline(always)]
-unsafe fn few_block_on<S: Codes, A: Arith>(plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
+///
+/// # Safety
+/// As `block`; `weights` are those of `few_weights`.
+pub unsafe fn few_block(level: Level, plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32) {
     unsafe {
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
+        let method = &plan.method;
+        let (channels, filters) = (plan.x.last(), plan.out.last());
         let group_step = plan.columns() * CELL;
-        fill_slab::<S, A>(plan, task, 0, channels, slab);
-        let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(A::CHANNELS), first: true };
+        fill_slab(level, plan, task, (0, channels), slab);
+        let sum = Sum { group_step, taps: &plan.taps, units: channels.div_ceil(method.channels), first: true };
         // The lanes beyond the filters are never stored, but read.
-        std::ptr::write_bytes(sums, 0, 8 * S::LANES);
-        let tiles = task.size.1.div_ceil(few_pixels::<S>(filters));
+        std::ptr::write_bytes(sums, 0, 8 * level.lanes());
+        let tiles = task.size.1.div_ceil(few_pixels(level.registers(), filters));
         let (least, longer) = (task.size.1 / tiles, task.size.1 % tiles);
         for row in 0..task.size.0 {
             let line = slab.add(row * plan.stride * plan.groups * group_step);
             let mut column = 0;
             for t in 0..tiles {
                 let m = least + usize::from(t < longer);
-                any_few_tile::<S, A>(m, filters, &sum, line.add(column * CELL), weights.as_ptr(), sums);
-                let at = (task.batch, task.origin.0 + row, task.origin.1 + column);
-                finish::<S, A>(plan, at, m, 0, 1, sums);
+                (method.few_tile)(level, m, filters, &sum, line.add(column * CELL), weights.as_ptr(), sums);
+                let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1 + column];
+                finish(level, plan, at, m, 0, 1, sums);
                 column += m;
             }
         }
     }
 }
-dispatch!(pub fn few_block<A: Arith>(
-    plan: &Plan, task: &Task, weights: &[f32], slab: *mut u8, sums: *mut f32
-) => few_block_on);

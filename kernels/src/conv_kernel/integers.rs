@@ -1,7 +1,7 @@
 //! Products of int8 weights and an input that is quantized to int8 on its way into the slab. Sums are exact, in i32.
 
-use super::codes::Codes;
-use super::{Arith, CELL, UNITS};
+use super::codes::Narrow;
+use super::{CELL, Input, Product, UNITS};
 use crate::simd::{Element, Simd};
 use std::marker::PhantomData;
 
@@ -22,15 +22,14 @@ unsafe fn scaled<S: Simd, E: Element>(x: *const E, n: usize, inverse: S::V) -> S
 
 /// Pairs of channels as i16, for levels without VNNI.
 #[derive(Clone, Copy)]
-pub struct Twos<E>(PhantomData<E>);
+pub struct CodePairs<E>(PhantomData<E>);
 
-impl<E: Element> Arith for Twos<E> {
+impl<E: Element> Input for CodePairs<E> {
     type E = E;
-    type W = i8;
-    const CHANNELS: usize = 2;
+    type By = Twos;
 
     #[inline(always)]
-    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const E, n: usize, inverse: f32) {
+    unsafe fn fill<S: Narrow>(cell: *mut f32, x: *const E, n: usize, inverse: f32) {
         unsafe {
             let inverse = S::splat(inverse);
             for i in (0..UNITS * 2).step_by(S::LANES) {
@@ -39,41 +38,19 @@ impl<E: Element> Arith for Twos<E> {
             }
         }
     }
-    #[inline(always)]
-    unsafe fn weight(w: *const i8, filter: usize) -> f32 {
-        let [low, high] = [0, 1].map(|i| unsafe { *w.add(2 * filter + i) } as i16 as u16 as u32);
-        f32::from_bits(low | high << 16)
-    }
-    #[inline(always)]
-    unsafe fn weights<S: Codes>(w: *const i8) -> S::V {
-        unsafe { S::load_pairs(w) }
-    }
-    #[inline(always)]
-    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
-        unsafe { S::dot_pairs(sum, unit, weights) }
-    }
-    #[inline(always)]
-    unsafe fn across<S: Codes>(sum: S::V) -> f32 {
-        f32::from_bits(unsafe { S::sum_i32(sum) } as u32)
-    }
-    #[inline(always)]
-    unsafe fn total<S: Codes>(sum: S::V, excess: S::V) -> S::V {
-        unsafe { S::difference(sum, excess) }
-    }
 }
 
 /// Four channels as bytes, for levels that have VNNI.
 #[derive(Clone, Copy)]
-pub struct Fours<E>(PhantomData<E>);
+pub struct CodeFours<E>(PhantomData<E>);
 
-impl<E: Element> Arith for Fours<E> {
+impl<E: Element> Input for CodeFours<E> {
     type E = E;
-    type W = i8;
-    const CHANNELS: usize = 4;
+    type By = Fours;
     const ZERO: u8 = OFFSET as u8;
 
     #[inline(always)]
-    unsafe fn fill<S: Codes>(cell: *mut f32, x: *const E, n: usize, inverse: f32) {
+    unsafe fn fill<S: Narrow>(cell: *mut f32, x: *const E, n: usize, inverse: f32) {
         unsafe {
             let inverse = S::splat(inverse);
             for i in (0..CELL).step_by(S::LANES) {
@@ -82,24 +59,70 @@ impl<E: Element> Arith for Fours<E> {
             }
         }
     }
+}
+
+/// Products of pairs of i16.
+#[derive(Clone, Copy)]
+pub struct Twos;
+
+impl Product for Twos {
+    type W = i8;
+    type Units = Twos;
+    const CHANNELS: usize = 2;
+
+    fn runs<S: Simd>() -> bool {
+        !S::VNNI
+    }
     #[inline(always)]
-    unsafe fn weight(w: *const i8, filter: usize) -> f32 {
+    unsafe fn unit(w: *const i8, filter: usize) -> f32 {
+        let [low, high] = [0, 1].map(|i| unsafe { *w.add(2 * filter + i) } as i16 as u16 as u32);
+        f32::from_bits(low | high << 16)
+    }
+    #[inline(always)]
+    unsafe fn weights<S: Narrow>(w: *const i8) -> S::V {
+        unsafe { S::load_pairs(w) }
+    }
+    #[inline(always)]
+    unsafe fn madd<S: Narrow>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+        unsafe { S::dot_i16(sum, unit, weights) }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Narrow>(sum: S::V) -> f32 {
+        unsafe { across::<S>(sum) }
+    }
+}
+
+/// Products of fours of bytes.
+#[derive(Clone, Copy)]
+pub struct Fours;
+
+impl Product for Fours {
+    type W = i8;
+    type Units = Fours;
+    const CHANNELS: usize = 4;
+
+    fn runs<S: Simd>() -> bool {
+        S::VNNI
+    }
+    #[inline(always)]
+    unsafe fn unit(w: *const i8, filter: usize) -> f32 {
         unsafe { (w as *const f32).add(filter).read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn weights<S: Codes>(w: *const i8) -> S::V {
+    unsafe fn weights<S: Narrow>(w: *const i8) -> S::V {
         unsafe { S::load(w as *const f32) }
     }
     #[inline(always)]
-    unsafe fn madd<S: Codes>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
-        unsafe { S::dot_quads(sum, unit, weights) }
+    unsafe fn madd<S: Narrow>(sum: S::V, unit: S::V, weights: S::V) -> S::V {
+        unsafe { S::dot_u8_i8(sum, unit, weights) }
     }
     #[inline(always)]
-    unsafe fn across<S: Codes>(sum: S::V) -> f32 {
-        f32::from_bits(unsafe { S::sum_i32(sum) } as u32)
+    unsafe fn across<S: Narrow>(sum: S::V) -> f32 {
+        unsafe { across::<S>(sum) }
     }
-    #[inline(always)]
-    unsafe fn total<S: Codes>(sum: S::V, excess: S::V) -> S::V {
-        unsafe { S::difference(sum, excess) }
-    }
+}
+
+#[inline(always)]
+unsafe fn across<S: Narrow>(sum: S::V) -> f32 {
+    f32::from_bits(unsafe { S::sum_i32(sum) } as u32)
 }

@@ -1,14 +1,16 @@
 //! Kernels of 3 by 3 at stride 1 by Winograd's F(2x2, 3x3): windows of 4 by 4 cells of the slab and the weights are
-//! transformed so that 16 products give the 4 pixels that take 36 directly. In f32 it is about as exact.
+//! transformed so that 16 products give the 4 pixels that take 36 directly. In f32 it is about as exact. Kernels over
+//! several frames sum the products of their frames, which are as so many more channels.
 //!
 //! Weights are transformed while they are in the cache, by every task anew: transformed ones take 16/9 of the memory.
 
-use super::codes::{Codes, E4m3, E5m2, I8, Load};
-use super::{Arith, Plan, Sum, Task, UNITS, Widen, any_tile, fill_slab, finish, tile_pixels};
+use super::codes::{E4m3, E5m2, I8, Load, Narrow};
+use super::{Plan, Sum, Task, UNITS, Widen, any_tile, finish, tile_pixels};
 use crate::dispatch;
 use crate::level::Level;
-use crate::schema::Format;
-use crate::simd::{Element, Simd};
+use crate::schema::{DType, Format};
+use crate::simd::Simd;
+use half::{bf16, f16};
 
 /// Pixels along the side of a window that Winograd's transform gives, and of one that it takes.
 pub const WINDOW: usize = 2;
@@ -31,6 +33,7 @@ struct Windows {
 }
 
 impl Windows {
+    /// For a task's rows and columns, groups of channels of all frames together, filters of a block.
     fn new(size: (usize, usize), groups: usize, width: usize) -> Self {
         let columns = size.1.div_ceil(WINDOW);
         let count = size.0.div_ceil(WINDOW) * columns;
@@ -48,54 +51,65 @@ impl Windows {
 
 /// Bytes of working memory of one task by Winograd's way, when blocks of filters are `width` wide.
 pub fn winograd_bytes(plan: &Plan, width: usize) -> usize {
-    let w = Windows::new(plan.block, plan.groups, width);
-    plan.slab_bytes() + (PRODUCTS * (w.input_step + w.weight_step + w.result_step) + plan.sums) * 4
+    let w = Windows::new(plan.block, plan.kt * plan.groups, width);
+    plan.frame_bytes() + (PRODUCTS * (w.input_step + w.weight_step + w.result_step) + plan.sums) * 4
 }
 
 /// One task by Winograd's way. Ranges of channels add up as pixels, since the transforms are linear.
 ///
 /// # Safety
-/// As `block`; `memory` holds `winograd_bytes`, and the kernel is 3 by 3 at stride 1.
-pub unsafe fn winograd_block<E: Element>(level: Level, plan: &Plan, task: &Task, width: usize, memory: *mut u8) {
+/// As `block`; `memory` holds `winograd_bytes`, and the kernel is 3 by 3 in height and width at stride 1.
+pub unsafe fn winograd_block(level: Level, plan: &Plan, task: &Task, width: usize, memory: *mut u8) {
     unsafe {
-        let (channels, filters) = (plan.x.dims[3], plan.out.dims[3]);
-        let all = Windows::new(plan.block, plan.groups, width);
+        let (channels, filters) = (plan.x.last(), plan.out.last());
+        let all = Windows::new(plan.block, plan.kt * plan.groups, width);
         let slab = memory;
-        let inputs = memory.add(plan.slab_bytes()) as *mut f32;
+        let inputs = memory.add(plan.frame_bytes()) as *mut f32;
         let weights = inputs.add(PRODUCTS * all.input_step);
         let results = weights.add(PRODUCTS * all.weight_step);
         let sums = results.add(PRODUCTS * all.result_step);
-        let w = Windows::new(task.size, plan.groups, width);
+        let w = Windows::new(task.size, plan.kt * plan.groups, width);
         // Whole windows, also where the picture ends within one.
         let size = [task.size.0, task.size.1].map(|n| n.next_multiple_of(WINDOW));
         let windows = Task { size: (size[0], size[1]), ..*task };
         let range = plan.groups * UNITS;
         let ranges = channels.div_ceil(range);
+        // Where the groups of each frame begin, in bytes of the transformed inputs.
+        let taps: Vec<usize> = (0..plan.kt).map(|tap| tap * plan.groups * w.group_step * 4).collect();
         for r in 0..ranges {
             let channel = r * range;
             let channels = (channels - channel).min(range);
-            fill::<Widen<E>>(level, plan, &windows, channel, channels, slab);
-            transform_input(level, plan, &windows, &w, channels, slab, inputs);
+            for (tap, &at) in taps.iter().enumerate() {
+                (plan.method.fill)(level, plan, &windows, tap, (channel, channels), slab);
+                transform_input(level, plan, &windows, &w, channels, slab, inputs.byte_add(at));
+            }
             for b in task.blocks.0..task.blocks.1 {
                 let lanes = if filters - b * width > width / 2 { width } else { width / 2 };
-                let at = channel * plan.taps.len() * lanes * plan.weight_size::<Widen<E>>();
+                let at = channel * plan.taps.len() * lanes * plan.weight_size();
                 let packed = plan.weight.add(b * plan.panel + at);
-                match plan.decoded() {
-                    None => transform_weights::<E>(level, &w, channels, lanes, packed, weights),
-                    Some(Format::E4m3) => transform_weights::<E4m3>(level, &w, channels, lanes, packed, weights),
-                    Some(Format::E5m2) => transform_weights::<E5m2>(level, &w, channels, lanes, packed, weights),
-                    Some(_) => transform_weights::<I8>(level, &w, channels, lanes, packed, weights),
-                }
-                multiply(level, &w, channels, lanes, inputs, weights, results);
+                let transform = match (plan.decoded(), plan.x.dtype) {
+                    (None, DType::F32) => transform_weights::<f32>,
+                    (None, DType::BF16) => transform_weights::<bf16>,
+                    (None, _) => transform_weights::<f16>,
+                    (Some(Format::E4m3), _) => transform_weights::<E4m3>,
+                    (Some(Format::E5m2), _) => transform_weights::<E5m2>,
+                    (Some(_), _) => transform_weights::<I8>,
+                };
+                transform(level, plan.kt, &w, channels, lanes, packed, weights);
+                multiply(level, &w, &taps, channels, lanes, inputs, weights, results);
                 let index = if ranges == 1 { 0 } else { b - task.blocks.0 };
                 let sums = sums.add(index * size[0] * size[1] * width);
                 let last = r + 1 == ranges;
-                finish_windows::<E>(level, plan, task, &w, (b * width, lanes), (r == 0, last), results, sums);
+                for y in 0..w.count / w.columns {
+                    transform_results(level, &w, y, lanes, r == 0, results, sums);
+                    if last {
+                        finish_rows(level, plan, task, &w, y, (b * width, lanes), sums);
+                    }
+                }
             }
         }
     }
 }
-dispatch!(fn fill<A: Arith>(plan: &Plan, task: &Task, channel: usize, channels: usize, slab: *mut u8) => fill_slab);
 
 /// B^T d B of every window d (4, 4) of the slab.
 #[allow(clippy::needless_range_loop)]
@@ -144,41 +158,43 @@ unsafe fn input_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 4] {
     unsafe { [S::sub(a, c), S::add(b, c), S::sub(c, b), S::sub(b, d)] }
 }
 
-/// G g G^T of the weights g (3, 3) of every channel and filter.
+/// G g G^T of the weights g (3, 3) of every frame, channel and filter.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn transform_weights_on<S: Codes, L: Load>(
+unsafe fn transform_weights_on<S: Narrow, L: Load>(
+    frames: usize,
     w: &Windows,
     channels: usize,
     lanes: usize,
-    packed: *const u8, // (group, tap, unit, filter)
-    weights: *mut f32, // (product, channel, filter)
+    packed: *const u8,     // (group, frame, tap, unit, filter)
+    mut weights: *mut f32, // (product, group, frame, unit, filter)
 ) {
     unsafe {
+        let mut from = packed as *const L;
         for first in (0..channels).step_by(UNITS) {
             let units = (channels - first).min(UNITS);
-            for unit in 0..units {
-                for lane in (0..lanes).step_by(S::LANES) {
-                    let from = (packed as *const L).add((first * 9 + unit) * lanes + lane);
+            for _ in 0..frames {
+                for at in (0..units * lanes).step_by(S::LANES) {
                     let mut g = [[S::splat(0.0); 4]; 3];
                     for i in 0..3 {
-                        let [a, b, c] = [0, 1, 2].map(|j| from.add((i * 3 + j) * units * lanes));
+                        let [a, b, c] = [0, 1, 2].map(|j| from.add((i * 3 + j) * units * lanes + at));
                         g[i] = weight_row::<S>(L::load::<S>(a), L::load::<S>(b), L::load::<S>(c));
                     }
-                    let to = weights.add((first + unit) * lanes + lane);
                     for j in 0..4 {
                         let t = weight_row::<S>(g[0][j], g[1][j], g[2][j]);
                         for i in 0..4 {
-                            S::store(to.add((i * 4 + j) * w.weight_step), t[i]);
+                            S::store(weights.add((i * 4 + j) * w.weight_step + at), t[i]);
                         }
                     }
                 }
+                from = from.add(9 * units * lanes);
+                weights = weights.add(units * lanes);
             }
         }
     }
 }
 dispatch!(fn transform_weights<L: Load>(
-    w: &Windows, channels: usize, lanes: usize, packed: *const u8, weights: *mut f32
+    frames: usize, w: &Windows, channels: usize, lanes: usize, packed: *const u8, weights: *mut f32
 ) => transform_weights_on);
 
 #[inline(always)]
@@ -191,10 +207,11 @@ unsafe fn weight_row<S: Simd>(a: S::V, b: S::V, c: S::V) -> [S::V; 4] {
     }
 }
 
-/// The 16 matrix products: windows by filters, over channels.
-#[inline(always)]
-unsafe fn multiply_on<S: Codes>(
+/// The 16 matrix products: windows by filters, over channels of all frames.
+unsafe fn multiply(
+    level: Level,
     w: &Windows,
+    taps: &[usize],
     channels: usize,
     lanes: usize,
     inputs: *const f32,
@@ -202,77 +219,79 @@ unsafe fn multiply_on<S: Codes>(
     results: *mut f32,
 ) {
     unsafe {
-        let vectors = lanes / S::LANES;
-        let sum = Sum { group_step: w.group_step * 4, taps: &[0], units: channels, first: true };
-        let tiles = w.count.div_ceil(tile_pixels::<S>(vectors));
+        let vectors = lanes / level.lanes();
+        let sum = Sum { group_step: w.group_step * 4, taps, units: channels, first: true };
+        let tiles = w.count.div_ceil(tile_pixels(level.registers(), vectors));
         let (least, longer) = (w.count / tiles, w.count % tiles);
         for product in 0..PRODUCTS {
             let inputs = inputs.add(product * w.input_step);
-            let weights = weights.add(product * w.weight_step);
+            let weights = weights.add(product * w.weight_step) as *const u8;
             let results = results.add(product * w.result_step);
             let mut window = 0;
             for t in 0..tiles {
                 let m = least + usize::from(t < longer);
                 let x = inputs.add(window * UNITS) as *const u8;
-                any_tile::<S, Widen<f32>>(m, vectors, &sum, x, weights, results.add(window * lanes));
+                any_tile::<Widen<f32>>(level, m, vectors, &sum, x, weights, results.add(window * lanes));
                 window += m;
             }
         }
     }
 }
-dispatch!(fn multiply(
-    w: &Windows, channels: usize, lanes: usize, inputs: *const f32, weights: *const f32, results: *mut f32
-) => multiply_on);
 
-/// A^T m A of the products m (4, 4) of every window: four pixels, added to what `sums` holds. After the last range of
-/// channels, the result.
+/// A^T m A of the products m (4, 4) of every window of row `y`: four pixels, added to what `sums` holds unless they are
+/// the first.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
-unsafe fn finish_windows_on<S: Codes, E: Element>(
-    plan: &Plan,
-    task: &Task,
+unsafe fn transform_results_on<S: Simd>(
     w: &Windows,
-    block: (usize, usize), // the first filter, lanes
-    range: (bool, bool),   // whether it is the first, the last
+    y: usize,
+    lanes: usize,
+    first: bool,
     results: *const f32,
     sums: *mut f32, // (row, column, filter)
 ) {
     unsafe {
-        let (filter, lanes) = block;
         let line = w.columns * WINDOW * lanes;
-        for y in 0..w.count / w.columns {
-            for x in 0..w.columns {
-                for lane in (0..lanes).step_by(S::LANES) {
-                    let from = results.add((y * w.columns + x) * lanes + lane);
-                    let mut m = [[S::splat(0.0); 2]; 4];
-                    for i in 0..4 {
-                        let [a, b, c, d] = [0, 1, 2, 3].map(|j| from.add((i * 4 + j) * w.result_step));
-                        m[i] = result_row::<S>(S::load(a), S::load(b), S::load(c), S::load(d));
-                    }
-                    let to = sums.add(y * WINDOW * line + x * WINDOW * lanes + lane);
-                    for j in 0..2 {
-                        let t = result_row::<S>(m[0][j], m[1][j], m[2][j], m[3][j]);
-                        for i in 0..2 {
-                            let to = to.add(i * line + j * lanes);
-                            S::store(to, if range.0 { t[i] } else { S::add(S::load(to), t[i]) });
-                        }
-                    }
+        for x in 0..w.columns {
+            for lane in (0..lanes).step_by(S::LANES) {
+                let from = results.add((y * w.columns + x) * lanes + lane);
+                let mut m = [[S::splat(0.0); 2]; 4];
+                for i in 0..4 {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|j| from.add((i * 4 + j) * w.result_step));
+                    m[i] = result_row::<S>(S::load(a), S::load(b), S::load(c), S::load(d));
                 }
-            }
-            if range.1 {
-                for row in y * WINDOW..((y + 1) * WINDOW).min(task.size.0) {
-                    let at = (task.batch, task.origin.0 + row, task.origin.1);
-                    let vectors = lanes / S::LANES;
-                    finish::<S, Widen<E>>(plan, at, task.size.1, filter, vectors, sums.add(row * line));
+                let to = sums.add(y * WINDOW * line + x * WINDOW * lanes + lane);
+                for j in 0..2 {
+                    let t = result_row::<S>(m[0][j], m[1][j], m[2][j], m[3][j]);
+                    for i in 0..2 {
+                        let to = to.add(i * line + j * lanes);
+                        S::store(to, if first { t[i] } else { S::add(S::load(to), t[i]) });
+                    }
                 }
             }
         }
     }
 }
-dispatch!(fn finish_windows<E: Element>(
-    plan: &Plan, task: &Task, w: &Windows, block: (usize, usize), range: (bool, bool), results: *const f32,
-    sums: *mut f32
-) => finish_windows_on);
+dispatch!(fn transform_results(
+    w: &Windows, y: usize, lanes: usize, first: bool, results: *const f32, sums: *mut f32
+) => transform_results_on);
+
+/// The results of a row of windows, of a block of filters: the first and its lanes.
+unsafe fn finish_rows(
+    level: Level,
+    plan: &Plan,
+    task: &Task,
+    w: &Windows,
+    y: usize,
+    (filter, lanes): (usize, usize),
+    sums: *mut f32,
+) {
+    for row in y * WINDOW..((y + 1) * WINDOW).min(task.size.0) {
+        let at = [task.batch, task.frame, task.origin.0 + row, task.origin.1];
+        let sums = sums.wrapping_add(row * w.columns * WINDOW * lanes);
+        unsafe { finish(level, plan, at, task.size.1, filter, lanes / level.lanes(), sums) };
+    }
+}
 
 #[inline(always)]
 unsafe fn result_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 2] {

@@ -374,7 +374,7 @@ macro_rules! functions {
 
         fn unary<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
             match unary_kind(args) {
-                $(Unary::$name => map::<E, function::$name>(cx, args),)*
+                $(Unary::$name => map(cx, args, map_row::<E, function::$name>),)*
             }
         }
     };
@@ -420,52 +420,64 @@ fn run_unary(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
-fn map<E: Element, F: Function>(cx: &Cx, args: &Args) -> Result<()> {
+/// A row of a function of one operand: x and its step, out and its step, elements, alpha, beta.
+type MapRow = unsafe fn(Level, *const u8, usize, *mut u8, usize, usize, f32, f32);
+
+fn map(cx: &Cx, args: &Args, row: MapRow) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
     if out.is_empty() {
         return Ok(());
     }
-    let (from, to) = (Address(x.ptr as *mut E), Address(out.ptr as *mut E));
+    let size = out.dtype.size();
+    let (from, to) = (Address(x.ptr), Address(out.ptr));
     let (alpha, beta) = (args.f32(1), args.f32(2));
     let loops = Loops::new(&by_result([x, out]), TASK);
     let [sx, so] = loops.steps;
     over_rows(cx, loops.rows(), loops.inner, &|first, last| {
         loops.each(first, last, |[xo, oo]| unsafe {
-            map_row::<E, F>(cx.level, from.at(xo), sx, to.at(oo), so, loops.inner, alpha, beta)
+            row(cx.level, from.at(xo * size), sx, to.at(oo * size), so, loops.inner, alpha, beta)
         })
     })
 }
 
-dispatch! {
-    fn map_row<E: Element, F: Function>(
-        x: *const E, sx: usize, out: *mut E, so: usize, n: usize, alpha: f32, beta: f32,
-    ) => map_row_at
-}
+/// Elements that are widened at a time where they are not read and written as they lie.
+const PART: usize = 256;
 
-#[inline(always)]
-unsafe fn map_row_at<S: Simd, E: Element, F: Function>(
-    x: *const E,
+#[allow(clippy::too_many_arguments)]
+unsafe fn map_row<E: Element, F: Function>(
+    level: Level,
+    x: *const u8,
     sx: usize,
-    out: *mut E,
+    out: *mut u8,
     so: usize,
     n: usize,
     alpha: f32,
     beta: f32,
 ) {
+    let (x, out) = (x as *const E, out as *mut E);
     unsafe {
-        let mut i = 0;
-        if sx == 1 && so == 1 {
-            while i + S::LANES <= n {
-                E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(x.add(i)), alpha, beta));
-                i += S::LANES;
-            }
+        let direct = if (sx, so) == (1, 1) { n - n % level.lanes() } else { 0 };
+        map_vectors::<E, F>(level, x, out, direct, alpha, beta);
+        for i in (direct..n).step_by(PART) {
+            let count = (n - i).min(PART);
+            let mut part = [0f32; PART];
+            let values = part.as_mut_ptr();
+            cast_row::<E, f32>(level, x.add(i * sx), sx, values, 1, count);
+            map_vectors::<f32, F>(level, values, values, count.next_multiple_of(level.lanes()), alpha, beta);
+            cast_row::<f32, E>(level, values, 1, out.add(i * so), so, count);
         }
-        while i < n {
-            let count = (n - i).min(S::LANES);
-            let y = F::of::<S>(load_step::<S, E>(x.add(i * sx), sx, count), alpha, beta);
-            store_step::<S, E>(out.add(i * so), y, so, count);
-            i += count;
-        }
+    }
+}
+
+dispatch! {
+    fn map_vectors<E: Element, F: Function>(x: *const E, out: *mut E, n: usize, alpha: f32, beta: f32) => map_vectors_at
+}
+
+/// Whole vectors of adjacent elements.
+#[inline(always)]
+unsafe fn map_vectors_at<S: Simd, E: Element, F: Function>(x: *const E, out: *mut E, n: usize, alpha: f32, beta: f32) {
+    for i in (0..n).step_by(S::LANES) {
+        unsafe { E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(x.add(i)), alpha, beta)) };
     }
 }
 
@@ -542,7 +554,7 @@ macro_rules! pairs {
 
         fn binary<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
             match binary_kind(args) {
-                $(Binary::$name => zip::<E, pair::$name>(cx, args),)*
+                $(Binary::$name => zip(cx, args, zip_row::<E, pair::$name>),)*
             }
         }
     };
@@ -564,46 +576,66 @@ unsafe fn nan_or_zero<S: Simd>(x: S::V) -> S::V {
     unsafe { S::mul(S::max(S::splat(-1.0), S::min(S::splat(1.0), x)), S::splat(0.0)) }
 }
 
-fn zip<E: Element, F: Pair>(cx: &Cx, args: &Args) -> Result<()> {
+/// A row of a function of two operands: they, out, the steps of all, elements.
+type ZipRow = unsafe fn(Level, *const u8, *const u8, *mut u8, [usize; 3], usize);
+
+fn zip(cx: &Cx, args: &Args, row: ZipRow) -> Result<()> {
     let (a, b, out) = (args.view(0), args.view(1), args.out());
     if out.is_empty() {
         return Ok(());
     }
-    let (x, y, to) = (Address(a.ptr as *mut E), Address(b.ptr as *mut E), Address(out.ptr as *mut E));
+    let size = out.dtype.size();
+    let (x, y, to) = (Address(a.ptr), Address(b.ptr), Address(out.ptr));
     let loops = Loops::new(&by_result([a, b, out]), TASK);
     over_rows(cx, loops.rows(), loops.inner, &|first, last| {
         loops.each(first, last, |[ao, bo, oo]| unsafe {
-            zip_row::<E, F>(cx.level, x.at(ao), y.at(bo), to.at(oo), loops.steps, loops.inner)
+            row(cx.level, x.at(ao * size), y.at(bo * size), to.at(oo * size), loops.steps, loops.inner)
         })
     })
 }
 
-dispatch! {
-    fn zip_row<E: Element, F: Pair>(a: *const E, b: *const E, out: *mut E, steps: [usize; 3], n: usize) => zip_row_at
-}
-
-#[inline(always)]
-unsafe fn zip_row_at<S: Simd, E: Element, F: Pair>(
-    a: *const E,
-    b: *const E,
-    out: *mut E,
+unsafe fn zip_row<E: Element, F: Pair>(
+    level: Level,
+    a: *const u8,
+    b: *const u8,
+    out: *mut u8,
     [sa, sb, so]: [usize; 3],
     n: usize,
 ) {
+    let (a, b, out) = (a as *const E, b as *const E, out as *mut E);
     unsafe {
-        let mut i = 0;
-        if [sa, sb, so] == [1, 1, 1] {
-            while i + S::LANES <= n {
-                E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(a.add(i)), E::load::<S>(b.add(i))));
-                i += S::LANES;
-            }
+        // A step of 0 is one value for all.
+        let direct = if sa == 1 && sb <= 1 && so == 1 { n - n % level.lanes() } else { 0 };
+        zip_vectors::<E, F>(level, a, b, sb, out, direct);
+        for i in (direct..n).step_by(PART) {
+            let count = (n - i).min(PART);
+            let (mut part, mut other) = ([0f32; PART], [0f32; PART]);
+            let (x, y) = (part.as_mut_ptr(), other.as_mut_ptr());
+            cast_row::<E, f32>(level, a.add(i * sa), sa, x, 1, count);
+            cast_row::<E, f32>(level, b.add(i * sb), sb, y, 1, count);
+            zip_vectors::<f32, F>(level, x, y, 1, x, count.next_multiple_of(level.lanes()));
+            cast_row::<f32, E>(level, x, 1, out.add(i * so), so, count);
         }
-        while i < n {
-            let count = (n - i).min(S::LANES);
-            let x = load_step::<S, E>(a.add(i * sa), sa, count);
-            let y = load_step::<S, E>(b.add(i * sb), sb, count);
-            store_step::<S, E>(out.add(i * so), F::of::<S>(x, y), so, count);
-            i += count;
+    }
+}
+
+dispatch! {
+    fn zip_vectors<E: Element, F: Pair>(a: *const E, b: *const E, sb: usize, out: *mut E, n: usize) => zip_vectors_at
+}
+
+/// Whole vectors of adjacent elements, or of one value of b.
+#[inline(always)]
+unsafe fn zip_vectors_at<S: Simd, E: Element, F: Pair>(a: *const E, b: *const E, sb: usize, out: *mut E, n: usize) {
+    unsafe {
+        if sb == 0 {
+            let b = S::splat((*b).get());
+            for i in (0..n).step_by(S::LANES) {
+                E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(a.add(i)), b));
+            }
+        } else {
+            for i in (0..n).step_by(S::LANES) {
+                E::store::<S>(out.add(i), F::of::<S>(E::load::<S>(a.add(i)), E::load::<S>(b.add(i))));
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Group norm with an activation, channels last: one pass for the sums, one for the result.
+//! Group norm of pictures and of frames, with modulation and activation, channels last: one pass for the sums, one for
+//! the result.
 
 use super::norm::check_vector;
 use super::*;
@@ -21,7 +22,12 @@ fn check(args: &Args) -> Result<()> {
         x.dtype,
         out.dtype
     );
-    ensure!(x.rank == 4 && x.shape() == out.shape(), "group_norm of {:?} cannot give {:?}", x.shape(), out.shape());
+    ensure!(
+        [4, 5].contains(&x.rank) && x.shape() == out.shape(),
+        "group_norm of {:?} cannot give {:?}",
+        x.shape(),
+        out.shape()
+    );
     ensure!(x.inner_dense() && out.inner_dense(), "group_norm takes a dense last axis");
     let groups = args.i32(0);
     ensure!(
@@ -31,7 +37,82 @@ fn check(args: &Args) -> Result<()> {
     );
     ensure!(Activation::from_code(args.params[2]).is_some(), "group_norm has no activation {}", args.params[2]);
     check_vector("group_norm", "weight", args.optional(1), x.last())?;
-    check_vector("group_norm", "bias", args.optional(2), x.last())
+    check_vector("group_norm", "bias", args.optional(2), x.last())?;
+    ensure!([0, 1].contains(&args.i32(3)), "group_norm takes first of 0 or 1, got {}", args.i32(3));
+    let grids = [args.optional(3), args.optional(4)];
+    ensure!(grids[0].is_some() == grids[1].is_some(), "group_norm takes a scale and a shift together");
+    for (grid, name) in grids.iter().zip(["scale", "shift"]) {
+        if let Some(grid) = grid {
+            check_grid(args, grid, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a scale or shift that does not divide x.
+fn check_grid(args: &Args, grid: &View, name: &str) -> Result<()> {
+    let x = args.view(0);
+    ensure!(
+        grid.dtype == x.dtype && grid.inner_dense(),
+        "group_norm takes a {:?} {name} with a dense last axis, got {:?}",
+        x.dtype,
+        grid.dtype
+    );
+    let first = args.i32(3) as usize;
+    let divides = |axis: usize| {
+        let apart = if axis == 1 && x.rank == 5 { first } else { 0 };
+        match (x.dims[axis].checked_sub(apart), grid.dims[axis].checked_sub(apart)) {
+            (Some(whole), Some(0)) => whole == 0,
+            (Some(whole), Some(part)) => whole % part == 0,
+            _ => false,
+        }
+    };
+    ensure!(
+        grid.rank == x.rank
+            && grid.dims[0] == x.dims[0]
+            && grid.last() == x.last()
+            && (1..x.rank - 1).all(divides)
+            && (first == 0 || x.rank == 5),
+        "group_norm of {:?} takes a {name} of sizes that divide its own{}, got {:?}",
+        x.shape(),
+        if first == 1 { ", the first frame apart" } else { "" },
+        grid.shape()
+    );
+    Ok(())
+}
+
+/// A picture as a video of one frame: (B, T, H, W, C).
+fn frames(view: View) -> View {
+    if view.rank == 4 { view.insert(1) } else { view }
+}
+
+/// Scale and shift, and where a pixel's lie.
+struct Modulation {
+    scale: View,
+    shift: View,
+    /// Whether the first frame is apart.
+    first: usize,
+    /// How many frames, rows and columns share one pixel.
+    block: [usize; 3],
+}
+
+impl Modulation {
+    fn of(args: &Args) -> Option<Self> {
+        let x = frames(args.view(0));
+        let (scale, shift, first) = (frames(args.optional(3)?), frames(args.optional(4)?), args.i32(3) as usize);
+        let block = [0, 1, 2].map(|axis| {
+            let apart = if axis == 0 { first } else { 0 };
+            // Where nothing but the first frame is, nothing is divided.
+            (x.dims[axis + 1] - apart).checked_div(scale.dims[axis + 1] - apart).unwrap_or(1).max(1)
+        });
+        Some(Self { scale, shift, first, block })
+    }
+
+    /// Frame and row of the grid.
+    fn line(&self, frame: usize, row: usize) -> (usize, usize) {
+        let frame = if frame < self.first { frame } else { self.first + (frame - self.first) / self.block[0] };
+        (frame, row / self.block[1])
+    }
 }
 
 fn activation(args: &Args) -> Activation {
@@ -39,24 +120,33 @@ fn activation(args: &Args) -> Activation {
 }
 
 fn reference(args: &Args) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
-    let [batch, height, width, channels] = [x.dims[0], x.dims[1], x.dims[2], x.dims[3]];
+    let (x, out, modulation) = (frames(args.view(0)), frames(args.out()), Modulation::of(args));
+    let [batch, times, height, width, channels] = [0, 1, 2, 3, 4].map(|axis| x.dims[axis]);
     let size = channels / args.i32(0) as usize;
-    let at = |view: &View, b: usize, p: usize, c: usize| {
-        b * view.strides[0] + p / width * view.strides[1] + p % width * view.strides[2] + c
+    let at = |view: &View, b: usize, [t, y, x]: [usize; 3], c: usize| {
+        let s = &view.strides;
+        b * s[0] + t * s[1] + y * s[2] + x * s[3] + c
     };
+    let pixels = times * height * width;
+    let place = |p: usize| [p / width / height, p / width % height, p % width];
     for b in 0..batch {
         for group in 0..args.i32(0) as usize {
-            let members = || (0..height * width).flat_map(|p| (group * size..(group + 1) * size).map(move |c| (p, c)));
-            let count = (height * width * size) as f64;
-            let value = |(p, c)| unsafe { x.get(at(&x, b, p, c)) } as f64;
+            let members = || (0..pixels).flat_map(|p| (group * size..(group + 1) * size).map(move |c| (p, c)));
+            let count = (pixels * size) as f64;
+            let value = |(p, c)| unsafe { x.get(at(&x, b, place(p), c)) } as f64;
             let mean = members().map(value).sum::<f64>() / count;
             let variance = members().map(|m| (value(m) - mean).powi(2)).sum::<f64>() / count;
             let factor = 1.0 / (variance + args.f32(1) as f64).sqrt();
             for (p, c) in members() {
                 let vector = |i: usize, other| args.optional(i).map_or(other, |v| unsafe { v.get(c) } as f64);
-                let y = (value((p, c)) - mean) * factor * vector(1, 1.0) + vector(2, 0.0);
-                unsafe { out.set(at(&out, b, p, c), activate(activation(args), y) as f32) };
+                let mut y = (value((p, c)) - mean) * factor * vector(1, 1.0) + vector(2, 0.0);
+                let [t, row, column] = place(p);
+                if let Some(m) = &modulation {
+                    let (t, row) = m.line(t, row);
+                    let grid = |view: &View| unsafe { view.get(at(view, b, [t, row, column / m.block[2]], c)) } as f64;
+                    y = y * grid(&m.scale) + grid(&m.shift);
+                }
+                unsafe { out.set(at(&out, b, place(p), c), activate(activation(args), y) as f32) };
             }
         }
     }
@@ -71,8 +161,8 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
-/// How an image is cut into parts of some rows of pixels: by its shape alone, so that the result does not depend on
-/// the number of threads.
+/// How the rows of pixels of all frames of a video are cut into parts: by its shape alone, so that the result does not
+/// depend on the number of threads.
 #[derive(Clone, Copy)]
 struct Parts {
     rows: usize,
@@ -81,24 +171,25 @@ struct Parts {
 
 impl Parts {
     fn of(x: &View) -> Self {
-        let rows = (2 * TASK / (x.dims[2] * x.dims[3]).max(1)).clamp(1, x.dims[1]);
-        Self { rows, count: x.dims[1].div_ceil(rows) }
+        let all = x.dims[1] * x.dims[2];
+        let rows = (2 * TASK / (x.dims[3] * x.dims[4]).max(1)).clamp(1, all);
+        Self { rows, count: all.div_ceil(rows) }
     }
 
-    fn range(&self, part: usize, height: usize) -> (usize, usize) {
-        (part * self.rows, ((part + 1) * self.rows).min(height))
+    fn range(&self, part: usize, all: usize) -> (usize, usize) {
+        (part * self.rows, ((part + 1) * self.rows).min(all))
     }
 }
 
 fn group_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
-    let (x, out) = (args.view(0), args.out());
-    let [batch, height, channels] = [x.dims[0], x.dims[1], x.dims[3]];
+    let (x, out, modulation) = (frames(args.view(0)), frames(args.out()), Modulation::of(args));
+    let [batch, rows, channels] = [x.dims[0], x.dims[1] * x.dims[2], x.dims[4]];
     if x.is_empty() {
         return Ok(());
     }
     let parts = Parts::of(&x);
     let padded = channels.next_multiple_of(16);
-    // For each image and part, the sums and the sums of squares of each channel's distances from its first value.
+    // For each video and part, the sums and the sums of squares of each channel's distances from its first value.
     let sums = Owned::new(batch * parts.count * 2 * channels * 8)?;
     let sums_of = |image: usize, part: usize| unsafe {
         (sums.ptr() as *mut f64).add((image * parts.count + part) * 2 * channels)
@@ -106,7 +197,7 @@ fn group_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     cx.pool.run(batch * parts.count, &|task, thread| unsafe {
         let (image, part) = (task / parts.count, task % parts.count);
         let line = x.index(image);
-        let range = parts.range(part, height);
+        let range = parts.range(part, rows);
         let scratch = cx.pool.scratch(thread, 4 * padded) as *mut f32;
         sum_part::<E>(cx.level, &line, range, sums_of(image, part), scratch);
     })?;
@@ -120,8 +211,19 @@ fn group_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let kind = activation(args);
     cx.pool.run(batch * parts.count, &|task, _| unsafe {
         let (image, part) = (task / parts.count, task % parts.count);
-        let views = (x.index(image), out.index(image));
-        normalize_part::<E>(cx.level, &views, parts.range(part, height), plan_of(image), padded, kind);
+        let plan = Normalize {
+            x: x.index(image),
+            out: out.index(image),
+            vectors: plan_of(image),
+            padded,
+            modulation: modulation.as_ref().map(|m| Modulation {
+                scale: m.scale.index(image),
+                shift: m.shift.index(image),
+                ..*m
+            }),
+            kind,
+        };
+        normalize_part::<E>(cx.level, &plan, parts.range(part, rows));
     })
 }
 
@@ -129,12 +231,12 @@ dispatch! {
     fn sum_part<E: Element>(x: &View, rows: (usize, usize), sums: *mut f64, scratch: *mut f32) => sum_part_at
 }
 
-/// Sums of a part of an image (H, W, C). Distances from a value of the channel keep the squares exact where the mean
+/// Sums of a part of a video (T, H, W, C). Distances from a value of the channel keep the squares exact where the mean
 /// is large.
 #[inline(always)]
 unsafe fn sum_part_at<S: Simd, E: Element>(x: &View, rows: (usize, usize), sums: *mut f64, scratch: *mut f32) {
     unsafe {
-        let (width, channels) = (x.dims[1], x.dims[2]);
+        let (height, width, channels) = (x.dims[1], x.dims[2], x.dims[3]);
         for c in 0..channels {
             *scratch.add(c) = (*x.at::<E>(c)).get();
         }
@@ -146,12 +248,13 @@ unsafe fn sum_part_at<S: Simd, E: Element>(x: &View, rows: (usize, usize), sums:
             let origin = S::load(scratch.add(c));
             let (mut sum, mut squares) = ([0f64; 16], [0f64; 16]);
             for row in rows.0..rows.1 {
+                let line = row / height * x.strides[0] + row % height * x.strides[1] + c;
                 // Short runs in f32, their totals in f64.
                 for start in (0..width).step_by(64) {
                     let mut a = [S::splat(0.0); 2];
                     let mut b = [S::splat(0.0); 2];
                     for column in start..(start + 64).min(width) {
-                        let p = x.at::<E>(row * x.strides[0] + column * x.strides[1] + c);
+                        let p = x.at::<E>(line + column * x.strides[2]);
                         let d = S::sub(load_step::<S, E>(p, 1, n), origin);
                         let k = column % 2;
                         a[k] = S::add(a[k], d);
@@ -188,7 +291,7 @@ unsafe fn plan_image<E: Element>(
     padded: usize,
 ) {
     unsafe {
-        let (pixels, channels) = ((x.dims[0] * x.dims[1]) as f64, x.dims[2]);
+        let (pixels, channels) = ((x.dims[0] * x.dims[1] * x.dims[2]) as f64, x.dims[3]);
         let size = channels / args.i32(0) as usize;
         for first in (0..channels).step_by(size) {
             let moments: Vec<(f64, f64)> = (first..first + size)
@@ -214,32 +317,46 @@ unsafe fn plan_image<E: Element>(
     }
 }
 
+/// What the second pass does to a video (T, H, W, C).
+struct Normalize {
+    x: View,
+    out: View,
+    /// Mean, factor and bias of each channel, `padded` apart.
+    vectors: *const f32,
+    padded: usize,
+    modulation: Option<Modulation>,
+    kind: Activation,
+}
+
 dispatch! {
-    fn normalize_part<E: Element>(
-        views: &(View, View), rows: (usize, usize), plan: *const f32, padded: usize, kind: Activation,
-    ) => normalize_part_at
+    fn normalize_part<E: Element>(plan: &Normalize, rows: (usize, usize)) => normalize_part_at
 }
 
 #[inline(always)]
-unsafe fn normalize_part_at<S: Simd, E: Element>(
-    views: &(View, View),
-    rows: (usize, usize),
-    plan: *const f32,
-    padded: usize,
-    kind: Activation,
-) {
+unsafe fn normalize_part_at<S: Simd, E: Element>(plan: &Normalize, rows: (usize, usize)) {
     unsafe {
-        let (x, out) = views;
-        let (width, channels) = (x.dims[1], x.dims[2]);
+        let Normalize { x, out, vectors, padded, modulation, kind } = plan;
+        let (height, width, channels) = (x.dims[1], x.dims[2], x.dims[3]);
         for row in rows.0..rows.1 {
+            let (frame, row) = (row / height, row % height);
+            let line = |view: &View, (frame, row): (usize, usize)| frame * view.strides[0] + row * view.strides[1];
             for column in 0..width {
-                let from = x.at::<E>(row * x.strides[0] + column * x.strides[1]);
-                let to = out.at::<E>(row * out.strides[0] + column * out.strides[1]);
+                let from = x.at::<E>(line(x, (frame, row)) + column * x.strides[2]);
+                let to = out.at::<E>(line(out, (frame, row)) + column * out.strides[2]);
+                let grid = modulation.as_ref().map(|m| {
+                    let at = m.line(frame, row);
+                    let place = |view: &View| view.at::<E>(line(view, at) + column / m.block[2] * view.strides[2]);
+                    (place(&m.scale), place(&m.shift))
+                });
                 for c in (0..channels).step_by(S::LANES) {
                     let n = (channels - c).min(S::LANES);
-                    let centered = S::sub(load_step::<S, E>(from.add(c), 1, n), S::load(plan.add(c)));
-                    let y = S::fma(centered, S::load(plan.add(padded + c)), S::load(plan.add(2 * padded + c)));
-                    store_step::<S, E>(to.add(c), act::<S>(kind, y), 1, n);
+                    let centered = S::sub(load_step::<S, E>(from.add(c), 1, n), S::load(vectors.add(c)));
+                    let mut y =
+                        S::fma(centered, S::load(vectors.add(padded + c)), S::load(vectors.add(2 * padded + c)));
+                    if let Some((scale, shift)) = grid {
+                        y = S::fma(y, load_step::<S, E>(scale.add(c), 1, n), load_step::<S, E>(shift.add(c), 1, n));
+                    }
+                    store_step::<S, E>(to.add(c), act::<S>(*kind, y), 1, n);
                 }
             }
         }

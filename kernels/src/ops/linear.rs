@@ -1,12 +1,11 @@
 //! `linear` and the packing of its weights.
 
 use super::*;
-use crate::dispatch;
 use crate::ensure;
 use crate::error::{Code, Error};
-use crate::gemm::{Gemm, Groups, Pairs, Product, Stored, VARIANTS, Zeros, gemm, panel};
+use crate::gemm::{FloatPairs, Floats, Gemm, Groups, Method, Pairs, Stored, VARIANTS, Zeros, gemm, panel};
 use crate::schema::DType;
-use crate::simd::{Element, Simd};
+use crate::simd::Element;
 use half::{bf16, f16};
 
 /// out = residual + gate * act(x W^T + bias).
@@ -89,12 +88,13 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
     aligned(&args.view(1), x.dtype)?;
     let b_panel = panel(cx.level) * k.next_multiple_of(INNER) * x.dtype.size();
     let g = Gemm { b_panel, ..multiply_of(args, n, k, act) };
-    match x.dtype {
-        DType::F32 => gemm::<Stored<f32>>(cx, &g, args.params[3]),
-        DType::BF16 if pairs(cx.level) => gemm::<Pairs>(cx, &g, args.params[3]),
-        DType::BF16 => gemm::<Stored<bf16>>(cx, &g, args.params[3]),
-        _ => gemm::<Stored<f16>>(cx, &g, args.params[3]),
-    }
+    let method = match x.dtype {
+        DType::F32 => Method::of::<Floats<f32>, Stored<f32>>(),
+        DType::BF16 if pairs(cx.level) => Method::of::<FloatPairs, Pairs>(),
+        DType::BF16 => Method::of::<Floats<bf16>, Stored<bf16>>(),
+        _ => Method::of::<Floats<f16>, Stored<f16>>(),
+    };
+    gemm(cx, &g, method, args.params[3])
 }
 
 /// The multiply of a layer of n outputs and k inputs, with nothing known of how its weight is packed and scaled.
@@ -222,19 +222,20 @@ fn pack(cx: &Cx, args: &Args) -> Result<()> {
             let rows = Rows { from, stride: weight.strides[0], columns, k };
             unsafe {
                 let to = out.ptr.add(index * bytes);
+                let pair = pairs(cx.level);
                 match (weight.dtype, dtype) {
-                    (DType::F32, DType::F32) => pack_panel::<f32, Stored<f32>>(cx.level, rows, to),
-                    (DType::F32, DType::F16) => pack_panel::<f32, Stored<f16>>(cx.level, rows, to),
-                    (DType::F32, _) if pairs(cx.level) => pack_panel::<f32, Pairs>(cx.level, rows, to),
-                    (DType::F32, _) => pack_panel::<f32, Stored<bf16>>(cx.level, rows, to),
-                    (DType::BF16, DType::F32) => pack_panel::<bf16, Stored<f32>>(cx.level, rows, to),
-                    (DType::BF16, DType::F16) => pack_panel::<bf16, Stored<f16>>(cx.level, rows, to),
-                    (DType::BF16, _) if pairs(cx.level) => pack_panel::<bf16, Pairs>(cx.level, rows, to),
-                    (DType::BF16, _) => pack_panel::<bf16, Stored<bf16>>(cx.level, rows, to),
-                    (_, DType::F32) => pack_panel::<f16, Stored<f32>>(cx.level, rows, to),
-                    (_, DType::F16) => pack_panel::<f16, Stored<f16>>(cx.level, rows, to),
-                    (_, _) if pairs(cx.level) => pack_panel::<f16, Pairs>(cx.level, rows, to),
-                    (_, _) => pack_panel::<f16, Stored<bf16>>(cx.level, rows, to),
+                    (DType::F32, DType::F32) => pack_panel::<f32, f32, 1>(rows, width, to),
+                    (DType::F32, DType::F16) => pack_panel::<f32, f16, 1>(rows, width, to),
+                    (DType::F32, _) if pair => pack_panel::<f32, bf16, 2>(rows, width, to),
+                    (DType::F32, _) => pack_panel::<f32, bf16, 1>(rows, width, to),
+                    (DType::BF16, DType::F32) => pack_panel::<bf16, f32, 1>(rows, width, to),
+                    (DType::BF16, DType::F16) => pack_panel::<bf16, f16, 1>(rows, width, to),
+                    (DType::BF16, _) if pair => pack_panel::<bf16, bf16, 2>(rows, width, to),
+                    (DType::BF16, _) => pack_panel::<bf16, bf16, 1>(rows, width, to),
+                    (_, DType::F32) => pack_panel::<f16, f32, 1>(rows, width, to),
+                    (_, DType::F16) => pack_panel::<f16, f16, 1>(rows, width, to),
+                    (_, _) if pair => pack_panel::<f16, bf16, 2>(rows, width, to),
+                    (_, _) => pack_panel::<f16, bf16, 1>(rows, width, to),
                 }
             }
         }
@@ -250,14 +251,10 @@ struct Rows {
     k: usize,
 }
 
-dispatch!(fn pack_panel<W: Element, P: Product>(rows: Rows, to: *mut u8) => pack_panel_on);
-
 /// (columns, K) to (K / step, panel, step), zeros beyond columns and K.
-#[inline(always)]
-unsafe fn pack_panel_on<S: Simd, W: Element, P: Product>(rows: Rows, to: *mut u8) {
+unsafe fn pack_panel<W: Element, E: Element, const STEP: usize>(rows: Rows, panel: usize, to: *mut u8) {
     unsafe {
-        let panel = 2 * S::LANES;
-        let to = to as *mut P::E;
+        let to = to as *mut E;
         let from = rows.from as *const W;
         let inner = rows.k.next_multiple_of(INNER);
         // Some elements of K at a time: every row's cache line is read while it is near.
@@ -266,13 +263,13 @@ unsafe fn pack_panel_on<S: Simd, W: Element, P: Product>(rows: Rows, to: *mut u8
             let end = (k + 16).min(inner);
             for c in 0..panel {
                 let known = if c < rows.columns { end.min(rows.k) } else { k };
-                let at = |i: usize| to.add((i / P::STEP) * P::STEP * panel + c * P::STEP + i % P::STEP);
+                let at = |i: usize| to.add((i / STEP) * STEP * panel + c * STEP + i % STEP);
                 for i in k..known {
                     let value = (*from.add(c * rows.stride + i)).get();
-                    at(i).write_unaligned(<P::E as Element>::from(value));
+                    at(i).write_unaligned(<E as Element>::from(value));
                 }
                 for i in known..end {
-                    at(i).write_unaligned(<P::E as Element>::from(0.0));
+                    at(i).write_unaligned(<E as Element>::from(0.0));
                 }
             }
             k = end;

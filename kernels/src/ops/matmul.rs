@@ -3,9 +3,9 @@
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::gemm::{Gemm, Groups, Product, Widened, Zeros, gemm_serial, panel, serial_scratch};
+use crate::gemm::{Floats, Gemm, Groups, Method, Stored, Zeros, gemm_serial, panel, serial_scratch};
 use crate::schema::DType;
-use crate::simd::Simd;
+use crate::simd::{Element, Simd};
 use half::{bf16, f16};
 
 /// out = alpha * a b.
@@ -76,13 +76,13 @@ fn matrix(view: &View, batch: usize) -> View {
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
     match args.out().dtype {
-        DType::F32 => run_as::<Widened<f32>>(cx, args),
-        DType::BF16 => run_as::<Widened<bf16>>(cx, args),
-        _ => run_as::<Widened<f16>>(cx, args),
+        DType::F32 => run_as::<f32>(cx, args),
+        DType::BF16 => run_as::<bf16>(cx, args),
+        _ => run_as::<f16>(cx, args),
     }
 }
 
-fn run_as<P: Product>(cx: &Cx, args: &Args) -> Result<()> {
+fn run_as<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let (a, b, out) = (args.view(0), args.view(1), args.out());
     if out.is_empty() {
         return Ok(());
@@ -133,21 +133,20 @@ fn run_as<P: Product>(cx: &Cx, args: &Args) -> Result<()> {
             };
             unsafe {
                 let from = b.ptr.wrapping_add(column * b.strides[1] * b.dtype.size());
-                pack::<P>(cx.level, from, [b.strides[0], b.strides[1]], k, columns, scratch as *mut f32);
-                gemm_serial::<P>(cx.level, &g, scratch.add(packed));
+                pack::<E>(cx.level, from, [b.strides[0], b.strides[1]], k, columns, scratch as *mut f32);
+                gemm_serial(cx.level, &g, Method::of::<Floats<E>, Stored<f32>>(), scratch.add(packed));
             }
         }
     })
 }
 
-dispatch!(fn pack<P: Product>(from: *const u8, strides: [usize; 2], k: usize, n: usize, to: *mut f32) => pack_on);
+dispatch!(fn pack<E: Element>(from: *const u8, strides: [usize; 2], k: usize, n: usize, to: *mut f32) => pack_on);
 
 /// (K, N) of any strides to panels, zeros beyond N.
 #[inline(always)]
-unsafe fn pack_on<S: Simd, P: Product>(from: *const u8, strides: [usize; 2], k: usize, n: usize, to: *mut f32) {
-    use crate::simd::Element;
+unsafe fn pack_on<S: Simd, E: Element>(from: *const u8, strides: [usize; 2], k: usize, n: usize, to: *mut f32) {
     unsafe {
-        let from = from as *const P::E;
+        let from = from as *const E;
         let panel = 2 * S::LANES;
         for first in (0..n).step_by(panel) {
             let to = to.add(first * k);
@@ -156,8 +155,8 @@ unsafe fn pack_on<S: Simd, P: Product>(from: *const u8, strides: [usize; 2], k: 
                 let from = from.add(i * strides[0] + first * strides[1]);
                 let to = to.add(i * panel);
                 if strides[1] == 1 && columns == panel {
-                    S::store(to, P::E::load::<S>(from));
-                    S::store(to.add(S::LANES), P::E::load::<S>(from.add(S::LANES)));
+                    S::store(to, E::load::<S>(from));
+                    S::store(to.add(S::LANES), E::load::<S>(from.add(S::LANES)));
                 } else {
                     for c in 0..panel {
                         *to.add(c) = if c < columns { (*from.add(c * strides[1])).get() } else { 0.0 };

@@ -8,7 +8,7 @@ use crate::schema::{Activation, Op};
 use crate::view::View;
 
 pub mod attention;
-pub mod conv2d;
+pub mod conv;
 pub mod elementwise;
 pub mod embedding;
 pub mod group_norm;
@@ -17,7 +17,7 @@ pub mod matmul;
 pub mod norm;
 pub mod quantize;
 pub mod quantize_rows;
-pub mod quantized_conv2d;
+pub mod quantized_conv;
 pub mod quantized_linear;
 pub mod rope;
 pub mod softmax;
@@ -94,8 +94,8 @@ pub fn kernel(op: Op) -> &'static Kernel {
         Op::Rope => &rope::ROPE,
         Op::RmsNormRope => &rope::RMS_NORM_ROPE,
         Op::GroupNorm => &group_norm::GROUP_NORM,
-        Op::Conv2d => &conv2d::CONV2D,
-        Op::PackConv2d => &conv2d::PACK_CONV2D,
+        Op::Conv => &conv::CONV,
+        Op::PackConv => &conv::PACK_CONV,
         Op::UpsampleNearest => &upsample::UPSAMPLE_NEAREST,
         Op::Embedding => &embedding::EMBEDDING,
         Op::TimestepEmbedding => &embedding::TIMESTEP_EMBEDDING,
@@ -109,8 +109,8 @@ pub fn kernel(op: Op) -> &'static Kernel {
         Op::QuantizeRows => &quantize_rows::QUANTIZE_ROWS,
         Op::AbsMax => &quantize_rows::ABS_MAX,
         Op::QuantizedEmbedding => &embedding::QUANTIZED_EMBEDDING,
-        Op::PackQuantizedConv2d => &quantized_conv2d::PACK_QUANTIZED_CONV2D,
-        Op::QuantizedConv2d => &quantized_conv2d::QUANTIZED_CONV2D,
+        Op::PackQuantizedConv => &quantized_conv::PACK_QUANTIZED_CONV,
+        Op::QuantizedConv => &quantized_conv::QUANTIZED_CONV,
         Op::PruneSemiStructured => &quantize::PRUNE_SEMI_STRUCTURED,
     }
 }

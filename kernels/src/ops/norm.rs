@@ -4,7 +4,7 @@ use super::quantize_rows::{RowKind, check_out, quantize_widened, reference_row, 
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::rows::{each_row, sum_of, widen};
+use crate::rows::{RowRange, each_row, sum_of, widened};
 use crate::schema::{DType, Rows};
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, store_step};
@@ -48,48 +48,42 @@ fn check_target(what: &str, args: &Args) -> Result<()> {
     }
 }
 
-/// Where a row goes.
-#[derive(Clone, Copy)]
-enum Target<E> {
-    Floats(*mut E),
-    Rows(RowKind, *mut u8),
+/// Where rows go: to floats, or to quantized rows of a kind.
+struct Target {
+    out: View,
+    kind: Option<RowKind>,
 }
 
-impl<E: Element> Target<E> {
-    unsafe fn of(args: &Args, row: usize) -> Self {
-        let out = args.out();
-        unsafe {
-            match Rows::from_code(args.params[1]) {
-                None | Some(Rows::None) => Self::Floats(out.at::<E>(out.row_offset(row))),
-                Some(rows) => {
-                    let kind = RowKind { rows, dtype: args.view(0).dtype, amax: None };
-                    Self::Rows(kind, out.at::<u8>(out.row_offset(row)))
-                }
-            }
-        }
+impl Target {
+    fn of(args: &Args) -> Self {
+        let kind = match Rows::from_code(args.params[1]) {
+            None | Some(Rows::None) => None,
+            Some(rows) => Some(RowKind { rows, dtype: args.view(0).dtype, amax: None }),
+        };
+        Self { out: args.out(), kind }
     }
 
-    /// Takes a vector of the row: at once, or in the scratch memory with the precision of E.
+    /// Takes a vector of the row at an offset: at once, or in the scratch memory with the precision of E.
     #[inline(always)]
-    unsafe fn put<S: Simd>(&self, i: usize, y: S::V, count: usize, scratch: *mut f32) {
+    unsafe fn put<S: Simd, E: Element>(&self, row: usize, (i, count): (usize, usize), y: S::V, scratch: *mut f32) {
         unsafe {
-            match self {
-                Self::Floats(out) => store_step::<S, E>(out.add(i), y, 1, count),
-                Self::Rows(..) if E::SIZE == 4 => S::store(scratch.add(i), y),
-                Self::Rows(..) => {
-                    let mut lanes = [E::from(0.0); 16];
-                    E::store::<S>(lanes.as_mut_ptr(), y);
-                    S::store(scratch.add(i), E::load::<S>(lanes.as_ptr()));
-                }
+            if self.kind.is_none() {
+                store_step::<S, E>(self.out.at::<E>(row + i), y, 1, count);
+            } else if E::SIZE == 4 {
+                S::store(scratch.add(i), y);
+            } else {
+                let mut lanes = [E::from(0.0); 16];
+                E::store::<S>(lanes.as_mut_ptr(), y);
+                S::store(scratch.add(i), E::load::<S>(lanes.as_ptr()));
             }
         }
     }
 
     /// Takes what was put in the scratch memory.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, n: usize, scratch: *const f32) {
-        if let Self::Rows(kind, out) = *self {
-            unsafe { quantize_widened::<S>(scratch, n, kind, out) };
+    unsafe fn finish<S: Simd>(&self, row: usize, n: usize, scratch: *const f32) {
+        if let Some(kind) = self.kind {
+            unsafe { quantize_widened::<S>(scratch, n, kind, self.out.at::<u8>(row)) };
         }
     }
 }
@@ -169,71 +163,69 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
-/// What is applied to a normalized row.
-#[derive(Clone, Copy)]
-struct Affine<E> {
+/// A call of layer norm.
+struct LayerNorm {
+    x: View,
+    target: Target,
+    eps: f32,
     weight: Option<*const f32>,
     bias: Option<*const f32>,
-    /// The first element and the step.
-    scale: Option<(*const E, usize)>,
-    shift: Option<(*const E, usize)>,
+    scale: Option<View>,
+    shift: Option<View>,
 }
 
+// Its pointers are of operands, which all threads read.
+unsafe impl Sync for LayerNorm {}
+
 fn layer_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
-    let x = args.view(0);
     let [scale, shift] = modulation(args);
-    let eps = args.f32(0);
-    each_row(cx, &args.out(), &|row, scratch| unsafe {
-        let vector = |i: usize| args.optional(i).map(|v| v.at::<f32>(0) as *const f32);
-        let part = |v: Option<View>| v.map(|v| (v.at::<E>(v.row_offset(row)) as *const E, v.strides[v.rank - 1]));
-        let affine = Affine { weight: vector(1), bias: vector(2), scale: part(scale), shift: part(shift) };
-        let from = x.at::<E>(x.row_offset(row));
-        layer_norm_row::<E>(cx.level, from, Target::of(args, row), x.last(), eps, affine, scratch);
-    })
+    let vector = |i: usize| args.optional(i).map(|v| unsafe { v.at::<f32>(0) } as *const f32);
+    let x = args.view(0);
+    let norm =
+        LayerNorm { x, target: Target::of(args), eps: args.f32(0), weight: vector(1), bias: vector(2), scale, shift };
+    let views = [x, args.out(), scale.unwrap_or(x), shift.unwrap_or(x)];
+    each_row(cx, &views, &|rows, scratch| unsafe { layer_norm_rows::<E>(cx.level, &norm, rows, scratch) })
 }
 
 dispatch! {
-    fn layer_norm_row<E: Element>(
-        x: *const E, target: Target<E>, n: usize, eps: f32, affine: Affine<E>, scratch: *mut f32,
-    ) => layer_norm_row_at
+    fn layer_norm_rows<E: Element>(norm: &LayerNorm, rows: &RowRange<4>, scratch: *mut f32) => layer_norm_rows_at
 }
 
 #[inline(always)]
-unsafe fn layer_norm_row_at<S: Simd, E: Element>(
-    x: *const E,
-    target: Target<E>,
-    n: usize,
-    eps: f32,
-    affine: Affine<E>,
-    scratch: *mut f32,
-) {
+unsafe fn layer_norm_rows_at<S: Simd, E: Element>(norm: &LayerNorm, rows: &RowRange<4>, scratch: *mut f32) {
     unsafe {
-        widen::<S, E>(x, scratch, n);
-        let mean = S::splat(sum_of::<S>(scratch, n, |v| v) / n as f32);
-        let squares = sum_of::<S>(scratch, n, |v| {
-            let d = S::sub(v, mean);
-            S::mul(d, d)
-        });
-        let factor = S::splat(1.0 / (squares / n as f32 + eps).sqrt());
+        let n = norm.x.last();
         let one = S::splat(1.0);
-        for i in (0..n).step_by(S::LANES) {
-            let count = (n - i).min(S::LANES);
-            let mut y = S::mul(S::sub(S::load(scratch.add(i)), mean), factor);
-            if let Some(weight) = affine.weight {
-                y = S::mul(y, load_step::<S, f32>(weight.add(i), 1, count));
+        // The first element and the step.
+        let part = |view: Option<View>, at: usize| view.map(|v| (v.at::<E>(at) as *const E, v.strides[v.rank - 1]));
+        for [x, out, scale, shift] in rows.offsets() {
+            let (scale, shift) = (part(norm.scale, scale), part(norm.shift, shift));
+            let row = widened::<S, E>(norm.x.at::<E>(x), n, scratch);
+            let mean = S::splat(sum_of::<S>(row, n, |v| v) / n as f32);
+            let squares = sum_of::<S>(row, n, |v| {
+                let d = S::sub(v, mean);
+                S::mul(d, d)
+            });
+            let factor = S::splat(1.0 / (squares / n as f32 + norm.eps).sqrt());
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
+                let mut y = S::mul(S::sub(load_step::<S, f32>(row.add(i), 1, count), mean), factor);
+                if let Some(weight) = norm.weight {
+                    y = S::mul(y, load_step::<S, f32>(weight.add(i), 1, count));
+                }
+                if let Some(bias) = norm.bias {
+                    y = S::add(y, load_step::<S, f32>(bias.add(i), 1, count));
+                }
+                if let Some((scale, step)) = scale {
+                    y = S::mul(y, S::add(one, load_step::<S, E>(scale.add(i * step), step, count)));
+                }
+                if let Some((shift, step)) = shift {
+                    y = S::add(y, load_step::<S, E>(shift.add(i * step), step, count));
+                }
+                norm.target.put::<S, E>(out, (i, count), y, scratch);
             }
-            if let Some(bias) = affine.bias {
-                y = S::add(y, load_step::<S, f32>(bias.add(i), 1, count));
-            }
-            if let Some((scale, step)) = affine.scale {
-                y = S::mul(y, S::add(one, load_step::<S, E>(scale.add(i * step), step, count)));
-            }
-            if let Some((shift, step)) = affine.shift {
-                y = S::add(y, load_step::<S, E>(shift.add(i * step), step, count));
-            }
-            target.put::<S>(i, y, count, scratch);
+            norm.target.finish::<S>(out, n, scratch);
         }
-        target.finish::<S>(n, scratch);
     }
 }
 
@@ -270,40 +262,41 @@ fn run_rms(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
+/// A call of RMS norm.
+struct RmsNorm {
+    x: View,
+    target: Target,
+    eps: f32,
+    weight: Option<*const f32>,
+}
+
+// As for `LayerNorm`.
+unsafe impl Sync for RmsNorm {}
+
 fn rms_norm<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
-    let x = args.view(0);
-    let eps = args.f32(0);
-    each_row(cx, &args.out(), &|row, scratch| unsafe {
-        let weight = args.optional(1).map(|v| v.at::<f32>(0) as *const f32);
-        let from = x.at::<E>(x.row_offset(row));
-        rms_norm_row::<E>(cx.level, from, Target::of(args, row), x.last(), eps, weight, scratch);
-    })
+    let weight = args.optional(1).map(|v| unsafe { v.at::<f32>(0) } as *const f32);
+    let norm = RmsNorm { x: args.view(0), target: Target::of(args), eps: args.f32(0), weight };
+    each_row(cx, &[norm.x, args.out()], &|rows, scratch| unsafe { rms_norm_rows::<E>(cx.level, &norm, rows, scratch) })
 }
 
 dispatch! {
-    fn rms_norm_row<E: Element>(
-        x: *const E, target: Target<E>, n: usize, eps: f32, weight: Option<*const f32>, scratch: *mut f32,
-    ) => rms_norm_row_at
+    fn rms_norm_rows<E: Element>(norm: &RmsNorm, rows: &RowRange<2>, scratch: *mut f32) => rms_norm_rows_at
 }
 
 #[inline(always)]
-unsafe fn rms_norm_row_at<S: Simd, E: Element>(
-    x: *const E,
-    target: Target<E>,
-    n: usize,
-    eps: f32,
-    weight: Option<*const f32>,
-    scratch: *mut f32,
-) {
+unsafe fn rms_norm_rows_at<S: Simd, E: Element>(norm: &RmsNorm, rows: &RowRange<2>, scratch: *mut f32) {
     unsafe {
-        widen::<S, E>(x, scratch, n);
-        let factor = rms_factor::<S>(scratch, n, eps);
-        for i in (0..n).step_by(S::LANES) {
-            let count = (n - i).min(S::LANES);
-            let y = rms_vector::<S>(scratch.add(i), factor, weight.map(|w| w.add(i)), count);
-            target.put::<S>(i, y, count, scratch);
+        let n = norm.x.last();
+        for [x, out] in rows.offsets() {
+            let row = widened::<S, E>(norm.x.at::<E>(x), n, scratch);
+            let factor = rms_factor::<S>(row, n, norm.eps);
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
+                let y = rms_vector::<S>(row.add(i), factor, norm.weight.map(|w| w.add(i)), count);
+                norm.target.put::<S, E>(out, (i, count), y, scratch);
+            }
+            norm.target.finish::<S>(out, n, scratch);
         }
-        target.finish::<S>(n, scratch);
     }
 }
 
@@ -316,14 +309,14 @@ pub(super) unsafe fn rms_factor<S: Simd>(row: *const f32, n: usize, eps: f32) ->
     unsafe { S::splat(1.0 / (sum_of::<S>(row, n, |v| S::mul(v, v)) / n as f32 + eps).sqrt()) }
 }
 
-/// A vector of a row, normalized.
+/// A vector of a row, normalized; `n` elements of it count.
 ///
 /// # Safety
 /// As `rms_factor`.
 #[inline(always)]
 pub(super) unsafe fn rms_vector<S: Simd>(x: *const f32, factor: S::V, weight: Option<*const f32>, n: usize) -> S::V {
     unsafe {
-        let y = S::mul(S::load(x), factor);
+        let y = S::mul(load_step::<S, f32>(x, 1, n), factor);
         weight.map_or(y, |w| S::mul(y, load_step::<S, f32>(w, 1, n)))
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::dispatch;
 use crate::ensure;
 use crate::quant::{e4m3, e5m2, rows_bytes, rows_scale};
-use crate::rows::{each_row, widen};
+use crate::rows::{RowRange, each_row, widened};
 use crate::schema::{DType, Rows};
 use crate::simd::{Element, Simd};
 use crate::strided::{Loops, TASK, rows_per_task};
@@ -174,10 +174,7 @@ fn quantize_rows<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let rows = rows_param("quantize_rows", args, 0)?;
     let amax = args.optional(1).map(|amax| unsafe { amax.get(0) });
     let kind = RowKind { rows, dtype: x.dtype, amax };
-    each_row(cx, &out, &|row, scratch| unsafe {
-        let (from, to) = (x.at::<E>(x.row_offset(row)), out.at::<u8>(out.row_offset(row)));
-        quantize_row::<E>(cx.level, from, x.last(), kind, scratch, to);
-    })
+    each_row(cx, &[x, out], &|rows, scratch| unsafe { quantize_range::<E>(cx.level, (&x, &out), rows, kind, scratch) })
 }
 
 /// What rows are quantized to.
@@ -192,24 +189,31 @@ pub(super) struct RowKind {
 }
 
 dispatch! {
-    fn quantize_row<E: Element>(
-        x: *const E, k: usize, kind: RowKind, scratch: *mut f32, to: *mut u8,
-    ) => quantize_row_on
+    fn quantize_range<E: Element>(
+        views: (&View, &View), rows: &RowRange<2>, kind: RowKind, scratch: *mut f32,
+    ) => quantize_range_on
 }
 
 #[inline(always)]
-unsafe fn quantize_row_on<S: Simd, E: Element>(x: *const E, k: usize, kind: RowKind, scratch: *mut f32, to: *mut u8) {
+unsafe fn quantize_range_on<S: Simd, E: Element>(
+    (x, out): (&View, &View),
+    rows: &RowRange<2>,
+    kind: RowKind,
+    scratch: *mut f32,
+) {
     unsafe {
-        widen::<S, E>(x, scratch, k);
-        quantize_widened::<S>(scratch, k, kind, to);
+        let k = x.last();
+        for [from, to] in rows.offsets() {
+            let row = widened::<S, E>(x.at::<E>(from), k, scratch);
+            quantize_widened::<S>(row, k, kind, out.at::<u8>(to));
+        }
     }
 }
 
 /// Quantizes a row of f32.
 ///
 /// # Safety
-/// The CPU has the level of `S`; the row has k elements and room up to a multiple of 16, `to` the bytes of a
-/// quantized row.
+/// The CPU has the level of `S`; the row has k elements, `to` the bytes of a quantized row.
 #[inline(always)]
 pub(super) unsafe fn quantize_widened<S: Simd>(row: *const f32, k: usize, kind: RowKind, to: *mut u8) {
     unsafe {

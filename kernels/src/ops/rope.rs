@@ -4,7 +4,7 @@ use super::norm::{check_rows, check_vector, reference_rms_row, rms_factor, rms_v
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::rows::{each_row, widen};
+use crate::rows::{RowRange, each_row, widened};
 use crate::schema::DType;
 use crate::simd::{Element, Simd};
 use crate::strided::{load_step, store_step};
@@ -91,52 +91,63 @@ fn run_norm(cx: &Cx, args: &Args) -> Result<()> {
     }
 }
 
+/// A call.
+struct Rotation {
+    x: View,
+    out: View,
+    cos: View,
+    sin: View,
+    /// The norm's eps and weight, where there is a norm.
+    norm: Option<(f32, Option<*const f32>)>,
+}
+
+// Its pointers are of operands, which all threads read.
+unsafe impl Sync for Rotation {}
+
 /// Rotates, after a norm where there is an eps.
 fn rotate<E: Element>(cx: &Cx, args: &Args, tables: usize, eps: Option<f32>) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    let (cos, sin) = (args.view(tables), args.view(tables + 1));
+    // A table (S, D) is the same for each image and head.
+    let table = |i: usize| {
+        let (table, mut view) = (args.view(i), x);
+        (view.ptr, view.dtype) = (table.ptr, table.dtype);
+        view.strides[..4].copy_from_slice(&[0, table.strides[0], 0, 1]);
+        view
+    };
     let weight = if tables == 2 { args.optional(1) } else { None };
-    each_row(cx, &x, &|row, scratch| unsafe {
-        let token = token(&x, row);
-        let table = (cos.at::<f32>(token * cos.strides[0]), sin.at::<f32>(token * sin.strides[0]));
-        let norm = eps.map(|eps| (eps, weight.map(|w| w.at::<f32>(0) as *const f32)));
-        let (from, to) = (x.at::<E>(x.row_offset(row)), out.at::<E>(out.row_offset(row)));
-        rotate_row::<E>(cx.level, from, to, x.last(), table, norm, scratch);
+    let norm = eps.map(|eps| (eps, weight.map(|w| unsafe { w.at::<f32>(0) } as *const f32)));
+    let rotation = Rotation { x, out, cos: table(tables), sin: table(tables + 1), norm };
+    each_row(cx, &[x, out, rotation.cos, rotation.sin], &|rows, scratch| unsafe {
+        rotate_rows::<E>(cx.level, &rotation, rows, scratch)
     })
 }
 
 dispatch! {
-    fn rotate_row<E: Element>(
-        x: *const E, out: *mut E, n: usize, table: (*mut f32, *mut f32), norm: Option<(f32, Option<*const f32>)>,
-        scratch: *mut f32,
-    ) => rotate_row_at
+    fn rotate_rows<E: Element>(rotation: &Rotation, rows: &RowRange<4>, scratch: *mut f32) => rotate_rows_at
 }
 
 #[inline(always)]
-unsafe fn rotate_row_at<S: Simd, E: Element>(
-    x: *const E,
-    out: *mut E,
-    n: usize,
-    table: (*mut f32, *mut f32),
-    norm: Option<(f32, Option<*const f32>)>,
-    scratch: *mut f32,
-) {
+unsafe fn rotate_rows_at<S: Simd, E: Element>(rotation: &Rotation, rows: &RowRange<4>, scratch: *mut f32) {
     unsafe {
-        widen::<S, E>(x, scratch, n);
+        let n = rotation.x.last();
         let mut signs = [1f32; 16];
         signs.iter_mut().step_by(2).for_each(|s| *s = -1.0);
         let signs = S::load(signs.as_ptr());
-        let factor = norm.map(|(eps, weight)| (rms_factor::<S>(scratch, n, eps), weight));
-        for i in (0..n).step_by(S::LANES) {
-            let count = (n - i).min(S::LANES);
-            let v = match factor {
-                Some((factor, weight)) => rms_vector::<S>(scratch.add(i), factor, weight.map(|w| w.add(i)), count),
-                None => S::load(scratch.add(i)),
-            };
-            let cos = load_step::<S, f32>(table.0.add(i), 1, count);
-            let sin = load_step::<S, f32>(table.1.add(i), 1, count);
-            let partner = S::mul(S::swap_pairs(v), signs);
-            store_step::<S, E>(out.add(i), S::fma(v, cos, S::mul(partner, sin)), 1, count);
+        for [x, out, cos, sin] in rows.offsets() {
+            let row = widened::<S, E>(rotation.x.at::<E>(x), n, scratch);
+            let factor = rotation.norm.map(|(eps, weight)| (rms_factor::<S>(row, n, eps), weight));
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
+                let v = match factor {
+                    Some((factor, weight)) => rms_vector::<S>(row.add(i), factor, weight.map(|w| w.add(i)), count),
+                    None => load_step::<S, f32>(row.add(i), 1, count),
+                };
+                let cos = load_step::<S, f32>(rotation.cos.at::<f32>(cos + i), 1, count);
+                let sin = load_step::<S, f32>(rotation.sin.at::<f32>(sin + i), 1, count);
+                let partner = S::mul(S::swap_pairs(v), signs);
+                let y = S::fma(v, cos, S::mul(partner, sin));
+                store_step::<S, E>(rotation.out.at::<E>(out + i), y, 1, count);
+            }
         }
     }
 }

@@ -3,10 +3,10 @@
 use super::*;
 use crate::dispatch;
 use crate::ensure;
-use crate::rows::{each_row, sum_of, widen};
+use crate::rows::{RowRange, each_row, sum_of, widened};
 use crate::schema::{DType, Reduce};
 use crate::simd::{Element, Simd};
-use crate::strided::store_step;
+use crate::strided::{load_step, store_step};
 use half::{bf16, f16};
 
 pub static SOFTMAX: Kernel = Kernel { check, run, reference };
@@ -50,32 +50,34 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
 
 fn softmax<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
-    each_row(cx, &x, &|row, scratch| unsafe {
-        softmax_row::<E>(cx.level, x.at(x.row_offset(row)), out.at(out.row_offset(row)), x.last(), scratch)
-    })
+    each_row(cx, &[x, out], &|rows, scratch| unsafe { softmax_rows::<E>(cx.level, &x, &out, rows, scratch) })
 }
 
 dispatch! {
-    fn softmax_row<E: Element>(x: *const E, out: *mut E, n: usize, scratch: *mut f32) => softmax_row_at
+    fn softmax_rows<E: Element>(x: &View, out: &View, rows: &RowRange<2>, scratch: *mut f32) => softmax_rows_at
 }
 
 #[inline(always)]
-unsafe fn softmax_row_at<S: Simd, E: Element>(x: *const E, out: *mut E, n: usize, scratch: *mut f32) {
+unsafe fn softmax_rows_at<S: Simd, E: Element>(x: &View, out: &View, rows: &RowRange<2>, scratch: *mut f32) {
     unsafe {
-        widen::<S, E>(x, scratch, n);
-        let largest = S::splat(largest_of::<S>(scratch, n));
-        for i in (0..n).step_by(S::LANES) {
-            let e = S::exp(S::sub(S::load(scratch.add(i)), largest));
-            S::store(scratch.add(i), e);
-        }
-        let scale = S::splat(1.0 / sum_of::<S>(scratch, n, |v| v));
-        for i in (0..n).step_by(S::LANES) {
-            store_step::<S, E>(out.add(i), S::mul(S::load(scratch.add(i)), scale), 1, (n - i).min(S::LANES));
+        let n = x.last();
+        for [from, to] in rows.offsets() {
+            let row = widened::<S, E>(x.at::<E>(from), n, scratch);
+            let largest = S::splat(largest_of::<S>(row, n));
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
+                S::store(scratch.add(i), S::exp(S::sub(load_step::<S, f32>(row.add(i), 1, count), largest)));
+            }
+            let scale = S::splat(1.0 / sum_of::<S>(scratch, n, |v| v));
+            for i in (0..n).step_by(S::LANES) {
+                let count = (n - i).min(S::LANES);
+                store_step::<S, E>(out.at::<E>(to + i), S::mul(S::load(scratch.add(i)), scale), 1, count);
+            }
         }
     }
 }
 
-/// The largest of a widened row; NaN is passed over, as it comes back in the sum.
+/// The largest of a row in f32; NaN is passed over, as it comes back in the sum.
 #[inline(always)]
 unsafe fn largest_of<S: Simd>(row: *const f32, n: usize) -> f32 {
     unsafe {
@@ -149,27 +151,37 @@ fn run_reduce(cx: &Cx, args: &Args) -> Result<()> {
 fn reduce<E: Element>(cx: &Cx, args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
     let kind = reduce_kind(args);
-    each_row(cx, &x, &|row, scratch| unsafe {
-        let y = reduce_row::<E>(cx.level, kind, x.at(x.row_offset(row)), x.last(), scratch);
-        *out.at::<E>(out.offset(row)) = E::from(y);
-    })
+    // An out of one element a row.
+    let rows = View { rank: x.rank, ..out };
+    each_row(cx, &[x, rows], &|rows, scratch| unsafe { reduce_rows::<E>(cx.level, kind, (&x, &out), rows, scratch) })
 }
 
 dispatch! {
-    fn reduce_row<E: Element>(kind: Reduce, x: *const E, n: usize, scratch: *mut f32) -> f32 => reduce_row_at
+    fn reduce_rows<E: Element>(
+        kind: Reduce, views: (&View, &View), rows: &RowRange<2>, scratch: *mut f32,
+    ) => reduce_rows_at
 }
 
 #[inline(always)]
-unsafe fn reduce_row_at<S: Simd, E: Element>(kind: Reduce, x: *const E, n: usize, scratch: *mut f32) -> f32 {
+unsafe fn reduce_rows_at<S: Simd, E: Element>(
+    kind: Reduce,
+    (x, out): (&View, &View),
+    rows: &RowRange<2>,
+    scratch: *mut f32,
+) {
     unsafe {
-        widen::<S, E>(x, scratch, n);
-        match kind {
-            Reduce::Sum => sum_of::<S>(scratch, n, |v| v),
-            Reduce::Mean => sum_of::<S>(scratch, n, |v| v) / n as f32,
-            Reduce::Max => {
-                let any_nan = (0..n).any(|i| (*scratch.add(i)).is_nan());
-                if any_nan { f32::NAN } else { largest_of::<S>(scratch, n) }
-            }
+        let n = x.last();
+        for [from, to] in rows.offsets() {
+            let row = widened::<S, E>(x.at::<E>(from), n, scratch);
+            let y = match kind {
+                Reduce::Sum => sum_of::<S>(row, n, |v| v),
+                Reduce::Mean => sum_of::<S>(row, n, |v| v) / n as f32,
+                Reduce::Max => {
+                    let any_nan = (0..n).any(|i| (*row.add(i)).is_nan());
+                    if any_nan { f32::NAN } else { largest_of::<S>(row, n) }
+                }
+            };
+            *out.at::<E>(to) = E::from(y);
         }
     }
 }

@@ -6,14 +6,15 @@
 //! they would be rounded, to the sums of each group.
 
 use super::*;
-use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Fp8, Int4, Int8, Small, Table, pieces};
+use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Int4, Int8, Small, Table, pieces};
 use crate::dispatch;
-use crate::gemm::{Blocks, Gemm, Grouped, Groups, Pairs, PairsFp8, Product, Widened, WidenedFp8, gemm, panel};
-use crate::simd::Element;
+use crate::gemm::{
+    Blocks, FloatPairs, Floats, Fp8Floats, Fp8Pairs, Gemm, Grouped, Groups, Method, Pairs, Stored, Units, gemm, panel,
+};
 use half::{bf16, f16};
 
-/// A packed weight as a level reads it: panels of chunks of codes, then each panel's scales, group by group, then its
-/// zero points likewise.
+/// A packed weight as a level reads it: panels of chunks of codes, each panel's scales, group by group, and its zero
+/// points likewise.
 pub(super) struct Packed {
     level: Level,
     pub(super) weight: Weight,
@@ -21,10 +22,10 @@ pub(super) struct Packed {
     codes: *const u8,
     scales: *const f32,
     /// Null where there are none.
-    zeros: *const f32,
+    zeros: *const i8,
     pub(super) table: Table,
     /// Whether blocks are decoded to pairs of bf16.
-    pairs: bool,
+    pub(super) pairs: bool,
 }
 
 // Threads share it; what they may touch was checked.
@@ -40,16 +41,6 @@ enum Affine {
     Place,
 }
 
-/// Where the codes of a packed weight end.
-fn codes_bytes(s: &Shape) -> usize {
-    s.n.next_multiple_of(64) * s.k.next_multiple_of(64) * s.weight.bits() / 8
-}
-
-/// Scales, or zero points, in a packed weight.
-fn scales_len(s: &Shape) -> usize {
-    s.n.next_multiple_of(64) * s.weight.groups(s.k).max(1)
-}
-
 /// Whether scales and zero points are the same in all of a chunk.
 fn chunked(weight: &Weight, k: usize) -> bool {
     weight.group == k || weight.group.is_multiple_of(CHUNK)
@@ -57,9 +48,9 @@ fn chunked(weight: &Weight, k: usize) -> bool {
 
 impl Packed {
     fn new(level: Level, s: &Shape, packed: *mut u8, zero: bool, pairs: bool) -> Self {
-        let scales = packed.wrapping_add(codes_bytes(s)) as *const f32;
-        let zeros = if zero { scales.wrapping_add(scales_len(s)) } else { std::ptr::null() };
-        Self { level, weight: s.weight, k: s.k, codes: packed, scales, zeros, table: Table::new(&s.weight), pairs }
+        let Parts { codes, scales, zeros, .. } = Parts::of(s, packed);
+        let zeros = if zero { zeros } else { std::ptr::null() };
+        Self { level, weight: s.weight, k: s.k, codes, scales, zeros, table: Table::new(&s.weight), pairs }
     }
 
     /// Whether each column has one scale, which the epilogue applies.
@@ -98,7 +89,7 @@ impl Packed {
         unsafe {
             let at = ((panel * self.groups() + group) * 2 + v) * S::LANES;
             let scale = if self.by_column() { S::splat(1.0) } else { S::load(self.scales.add(at)) };
-            (scale, if self.zeros.is_null() { S::splat(0.0) } else { S::load(self.zeros.add(at)) })
+            (scale, if self.zeros.is_null() { S::splat(0.0) } else { S::integers(self.zeros.add(at) as *const u8) })
         }
     }
 
@@ -130,9 +121,18 @@ macro_rules! with_codec {
 }
 pub(super) use with_codec;
 
-/// Repeats a block for every step of a chunk as a constant, so that shifts are by constants.
+/// Repeats a block for every step of a chunk, as a constant where a level has registers, so that shifts are by constants.
 macro_rules! steps {
-    ($step:ident => $body:block) => { steps!(@ $step $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) };
+    ($simd:ident, $step:ident => $body:block) => {
+        if $simd::REGISTERS < 16 {
+            #[allow(non_snake_case, reason = "a constant below")]
+            for $step in 0..CHUNK / 2 {
+                $body
+            }
+        } else {
+            steps!(@ $step $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+        }
+    };
     (@ $step:ident $body:block $($n:literal)*) => {{
         $({
             const $step: usize = $n;
@@ -147,60 +147,60 @@ impl Blocks for Packed {
         let to = to as *mut f32;
         unsafe {
             with_codec!(self.weight, C => if self.pairs {
-                decode::<C, Pairs>(self.level, self, panel, first, steps, to)
+                decode::<C, 2>(self.level, self, panel, first, steps, to)
             } else {
-                decode::<C, Widened<f32>>(self.level, self, panel, first, steps, to)
+                decode::<C, 1>(self.level, self, panel, first, steps, to)
             })
         }
     }
 }
 
-dispatch!(fn decode<C: Codec, P: Product>(w: &Packed, panel: usize, first: usize, steps: usize, to: *mut f32) => decode_on);
+dispatch!(fn decode<C: Codec; STEP>(w: &Packed, panel: usize, first: usize, steps: usize, to: *mut f32) => decode_on);
 
 #[inline(always)]
-unsafe fn decode_on<S: Codes, C: Codec, P: Product>(
+unsafe fn decode_on<S: Codes, C: Codec, const STEP: usize>(
     w: &Packed,
     panel: usize,
     first: usize,
     steps: usize,
     to: *mut f32,
 ) {
-    if P::STEP == 2 && !S::BF16_DOT {
+    if STEP == 2 && !S::BF16_DOT {
         unreachable!("pairs are for levels that multiply them");
     }
     unsafe {
         let table = S::table(&w.table);
         let width = 2 * S::LANES;
-        for c in 0..(steps * P::STEP).div_ceil(CHUNK) {
-            let k = first * P::STEP + c * CHUNK;
+        for c in 0..(steps * STEP).div_ceil(CHUNK) {
+            let k = first * STEP + c * CHUNK;
             let chunk = w.chunk(panel, width, k);
-            let to = to.add(c * CHUNK / P::STEP * width);
+            let to = to.add(c * CHUNK / STEP * width);
             match w.affine() {
-                Affine::None if P::STEP == 2 => steps!(STEP => {
+                Affine::None if STEP == 2 => steps!(S, PLACE => {
                     for v in 0..2 {
-                        S::store(to.add((STEP * 2 + v) * S::LANES), C::pairs::<S>(table, chunk, v, STEP));
+                        S::store(to.add((PLACE * 2 + v) * S::LANES), C::pairs::<S>(table, chunk, v, PLACE));
                     }
                 }),
-                Affine::None => steps!(STEP => {
+                Affine::None => steps!(S, PLACE => {
                     for v in 0..2 {
-                        let (even, odd) = C::values::<S>(table, chunk, v, STEP);
-                        store::<S, P>(to, v, STEP, even, odd);
+                        let (even, odd) = C::values::<S>(table, chunk, v, PLACE);
+                        store::<S, STEP>(to, v, PLACE, even, odd);
                     }
                 }),
                 Affine::Chunk => {
                     for v in 0..2 {
                         let (scale, zero) = w.group_of::<S>(panel, v, k);
-                        steps!(STEP => {
-                            let (even, odd) = C::values::<S>(table, chunk, v, STEP);
+                        steps!(S, PLACE => {
+                            let (even, odd) = C::values::<S>(table, chunk, v, PLACE);
                             let (mut even, mut odd) = (S::sub(even, zero), S::sub(odd, zero));
-                            if P::STEP == 1 {
+                            if STEP == 1 {
                                 (even, odd) = (S::mul(even, scale), S::mul(odd, scale));
                             }
-                            store::<S, P>(to, v, STEP, even, odd);
+                            store::<S, STEP>(to, v, PLACE, even, odd);
                         });
                     }
                 }
-                Affine::Place if P::STEP == 2 => unreachable!("pairs are of one group"),
+                Affine::Place if STEP == 2 => unreachable!("pairs are of one group"),
                 Affine::Place => {
                     for (step, v) in (0..CHUNK / 2).flat_map(|step| [(step, 0), (step, 1)]) {
                         let (even, odd) = C::values::<S>(table, chunk, v, step);
@@ -208,7 +208,7 @@ unsafe fn decode_on<S: Codes, C: Codec, P: Product>(
                         let (odd_scale, odd_zero) = w.group_of::<S>(panel, v, k + 2 * step + 1);
                         let even = S::mul(S::sub(even, even_zero), even_scale);
                         let odd = S::mul(S::sub(odd, odd_zero), odd_scale);
-                        store::<S, P>(to, v, step, even, odd);
+                        store::<S, STEP>(to, v, step, even, odd);
                     }
                 }
             }
@@ -218,9 +218,9 @@ unsafe fn decode_on<S: Codes, C: Codec, P: Product>(
 
 /// Stores two places of a chunk as the product reads them.
 #[inline(always)]
-unsafe fn store<S: Codes, P: Product>(to: *mut f32, v: usize, step: usize, even: S::V, odd: S::V) {
+unsafe fn store<S: Codes, const STEP: usize>(to: *mut f32, v: usize, step: usize, even: S::V, odd: S::V) {
     unsafe {
-        if P::STEP == 2 {
+        if STEP == 2 {
             S::store(to.add((step * 2 + v) * S::LANES), S::pairs(even, odd));
         } else {
             S::store(to.add((step * 4 + v) * S::LANES), even);
@@ -232,40 +232,37 @@ unsafe fn store<S: Codes, P: Product>(to: *mut f32, v: usize, step: usize, even:
 /// `quantized_linear` of floats or of rows of fp8.
 pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
     linear::aligned(&args.view(1), DType::F32)?;
+    let pairs = pairs(cx.level, &s, args.out().rows());
     match (s.rows, args.out().dtype) {
-        (Rows::E4m3, dtype) => run_fp8::<E4m3>(cx, args, s, act, dtype),
-        (Rows::E5m2, dtype) => run_fp8::<E5m2>(cx, args, s, act, dtype),
-        (_, DType::F32) => multiply::<Widened<f32>>(cx, args, s, act),
-        (_, DType::BF16) if pairs(cx.level, &s, args.out().rows()) => multiply::<Pairs>(cx, args, s, act),
-        (_, DType::BF16) => multiply::<Widened<bf16>>(cx, args, s, act),
-        (_, _) => multiply::<Widened<f16>>(cx, args, s, act),
+        (Rows::E4m3, _) if pairs => multiply::<Fp8Pairs<E4m3>>(cx, args, s, act),
+        (Rows::E4m3, _) => multiply::<Fp8Floats<E4m3>>(cx, args, s, act),
+        (Rows::E5m2, _) if pairs => multiply::<Fp8Pairs<E5m2>>(cx, args, s, act),
+        (Rows::E5m2, _) => multiply::<Fp8Floats<E5m2>>(cx, args, s, act),
+        (_, DType::F32) => multiply::<Floats<f32>>(cx, args, s, act),
+        (_, DType::BF16) if pairs => multiply::<FloatPairs>(cx, args, s, act),
+        (_, DType::BF16) => multiply::<Floats<bf16>>(cx, args, s, act),
+        (_, _) => multiply::<Floats<f16>>(cx, args, s, act),
+    }
+}
+
+/// The most rows that are multiplied by codes in registers: none where there are few registers.
+fn few_rows(level: Level) -> usize {
+    match level.registers() {
+        32 => few::ROWS,
+        16 => 8,
+        _ => 0,
     }
 }
 
 /// Whether floats that are exact in bf16 are multiplied in pairs.
 fn pairs(level: Level, s: &Shape, m: usize) -> bool {
-    // In registers int8 becomes f32 sooner than bf16.
-    level == Level::Avx512Bf16 && chunked(&s.weight, s.k) && (s.weight.format != Format::Int8 || m > few::ROWS)
+    // In registers int8 becomes f32 sooner than bf16, which pays for few rows.
+    level == Level::Avx512Bf16 && chunked(&s.weight, s.k) && (s.weight.format != Format::Int8 || m > 4)
 }
 
-fn run_fp8<F: Fp8>(cx: &Cx, args: &Args, s: Shape, act: Activation, dtype: DType) -> Result<()> {
-    match dtype {
-        DType::F32 => multiply_fp8::<F, f32>(cx, args, s, act),
-        DType::BF16 => multiply_fp8::<F, bf16>(cx, args, s, act),
-        _ => multiply_fp8::<F, f16>(cx, args, s, act),
-    }
-}
-
-fn multiply_fp8<F: Fp8, E: Element>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
-    if pairs(cx.level, &s, args.out().rows()) {
-        multiply::<PairsFp8<F, E>>(cx, args, s, act)
-    } else {
-        multiply::<WidenedFp8<F, E>>(cx, args, s, act)
-    }
-}
-
-fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
-    let packed = Packed::new(cx.level, &s, args.view(1).ptr, args.i32(7) != 0, P::STEP == 2);
+fn multiply<U: Units>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()> {
+    let step = U::step(cx.level);
+    let packed = Packed::new(cx.level, &s, args.view(1).ptr, args.i32(7) != 0, step == 2);
     let g = Gemm {
         b: packed.codes,
         b_panel: panel(cx.level) * s.k.next_multiple_of(64) * s.weight.bits() / 8,
@@ -275,16 +272,20 @@ fn multiply<P: Product>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Resu
         groups: Groups {
             scales: packed.scales,
             distance: s.weight.groups(s.k) * panel(cx.level),
-            steps: s.weight.group / P::STEP,
+            steps: s.weight.group / step,
             first: 0,
         },
         ..linear::multiply_of(args, s.n, s.k, act)
     };
-    if g.m <= few::ROWS && chunked(&s.weight, s.k) {
-        return few::few::<P>(cx, &g, &packed);
+    let method = match (packed.pairs, packed.by_column()) {
+        (false, _) => Method::of::<U, Stored<f32>>(),
+        (true, true) => Method::of::<U, Pairs>(),
+        (true, false) => Method::of::<U, Grouped<Pairs>>(),
+    };
+    if g.m <= few_rows(cx.level) && chunked(&s.weight, s.k) {
+        return few::few(cx, &g, method, &packed, args.params[9]);
     }
-    let variant = args.params[9];
-    if packed.pairs && !packed.by_column() { gemm::<Grouped<P>>(cx, &g, variant) } else { gemm::<P>(cx, &g, variant) }
+    gemm(cx, &g, method, args.params[9])
 }
 
 /// Stored codes, scales and zero points to panels.
@@ -296,9 +297,10 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
     let groups = known.max(1);
     let columns = s.k.next_multiple_of(64);
     let bytes = CHUNK * width * s.weight.bits() / 8;
-    let scales = View { dtype: DType::F32, ptr: out.ptr.wrapping_add(codes_bytes(s)), ..out };
+    let parts = Parts::of(s, out.ptr);
+    unsafe { std::ptr::write_bytes(parts.words, 0, s.n.next_multiple_of(64)) };
     cx.pool.run(s.n.next_multiple_of(64) / width, &|panel, _| {
-        let (codes, scales, out) = (&codes, &scales, &out);
+        let (codes, parts, out) = (&codes, &parts, &out);
         let mut places = [[0u8; 32]; CHUNK];
         for c in 0..columns / CHUNK {
             for column in 0..width {
@@ -323,9 +325,10 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
             let from = row * known + group;
             let inside = row < s.n && group < known;
             unsafe {
-                scales.set(at, if inside { scale.get(from) } else { 0.0 });
-                let zero = zero.filter(|_| inside).map_or(0.0, |zero| zero.get(from));
-                scales.set(scales_len(s) + at, zero);
+                *parts.scales.add(at) = if inside { scale.get(from) } else { 0.0 };
+                if let Some(zero) = zero {
+                    *parts.zeros.add(at) = if inside { *zero.at::<i8>(from) } else { 0 };
+                }
             }
         }
     })

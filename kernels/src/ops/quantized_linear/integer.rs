@@ -2,63 +2,62 @@
 //!
 //! A packed weight lies in the panels of the matrix multiply, a step of K after another: two or four codes of each
 //! column in one step. Codes of int8 lie as they are. Codes of int4 lie with 8 added, two steps in the halves of the
-//! same bytes. Of each four sparse ones lie the first kept values of all columns, the second ones, and their places. What
-//! is not read as it lies is decoded to int8 or i16 by blocks, once for all tiles of rows.
+//! same bytes. Of each four sparse ones lie the first kept values of all columns, the second ones, and their places; with
+//! VNNI, for each vector of columns their kept values, two side by side, and a bit for each value of the four that is
+//! kept. What is not read as it lies is decoded to int8 or i16 by blocks, once for all tiles of rows, or for few rows in
+//! registers.
 //!
-//! After the codes: scales (N / panel, groups, panel). With one group, a word for each column: the sum of its codes
-//! without their zero points, in 24 bits above the zero point. With more, first the scaled sum of each column, and then
-//! the zero points in a byte each, in the order of the scales.
+//! After the codes: scales (N / panel, groups, panel), and a word for each column. With one group the word is the sum of
+//! its codes without their zero points, in 24 bits above the zero point; with more their scaled sum. Then the zero points
+//! in a byte each, in the order of the scales, if there are any.
 
-use super::{Args, Shape};
+use super::few::few;
+use super::{Args, Parts, Shape, few_integer};
+use crate::codes::Codes;
 use crate::dispatch;
 use crate::error::Result;
-use crate::gemm::{Blocks, Gemm, Grouped, Groups, Integers, Product, VNNI_SHIFT, Zeros, gemm, panel};
+use crate::gemm::{Blocks, Bytes, Gemm, Grouped, Groups, Integers, Method, Units, VNNI_SHIFT, Zeros, gemm, panel};
 use crate::level::Level;
 use crate::ops::Cx;
 use crate::quant::rows_scale;
-use crate::schema::{Activation, DType, Format};
-use crate::simd::Simd;
+use crate::schema::{Activation, Format};
 use crate::view::View;
-use half::{bf16, f16};
+use std::cmp::Ordering;
+
+/// The most rows that are multiplied by codes in registers.
+const FEW: usize = 8;
 
 /// Codes that are unpacked at a time: a group is a multiple of them, or the whole row.
 pub(super) const CHUNK: usize = 32;
 
 /// Where the parts of a packed weight lie.
 #[derive(Clone, Copy)]
-struct Layout {
-    shape: Shape,
+pub(super) struct Layout {
+    pub(super) shape: Shape,
     level: Level,
     /// Columns in a panel, and elements of K in a step.
     width: usize,
     step: usize,
     /// Whether a code has a zero point taken from it.
-    zero: bool,
-    groups: usize,
-    packed: *mut u8,
-    /// Bytes of a panel's codes, and of all.
+    pub(super) zero: bool,
+    pub(super) groups: usize,
+    parts: Parts,
+    /// Bytes of a panel's codes.
     panel_codes: usize,
-    codes: usize,
 }
-
-// Threads share it; what they may touch was checked.
-unsafe impl Send for Layout {}
-unsafe impl Sync for Layout {}
 
 impl Layout {
     fn new(level: Level, shape: Shape, zero: bool, packed: &View) -> Self {
         let width = panel(level);
-        let panel_codes = width * shape.k.next_multiple_of(64) * shape.weight.bits() / 8;
         Self {
             shape,
             level,
             width,
-            step: Integers::<f32>::step(level),
+            step: Bytes::step(level),
             zero,
             groups: shape.weight.groups(shape.k).max(1),
-            packed: packed.ptr,
-            panel_codes,
-            codes: panel_codes * (shape.n.next_multiple_of(64) / width),
+            parts: Parts::of(&shape, packed.ptr),
+            panel_codes: width * shape.k.next_multiple_of(64) * shape.weight.bits() / 8,
         }
     }
 
@@ -68,23 +67,19 @@ impl Layout {
     }
 
     /// The codes of a panel from a step of K on.
-    fn panel(&self, panel: usize, first: usize) -> *mut u8 {
-        self.packed
-            .wrapping_add(panel * self.panel_codes + self.width * first * self.step * self.shape.weight.bits() / 8)
+    pub(super) fn panel(&self, panel: usize, first: usize) -> *mut u8 {
+        let at = panel * self.panel_codes + self.width * first * self.step * self.shape.weight.bits() / 8;
+        self.parts.codes.wrapping_add(at)
     }
 
-    fn scales(&self) -> *mut f32 {
-        self.packed.wrapping_add(self.codes) as *mut f32
+    /// The scales of a panel's group.
+    pub(super) fn scales(&self, panel: usize, group: usize) -> *mut f32 {
+        self.parts.scales.wrapping_add((panel * self.groups + group) * self.width)
     }
 
-    /// A word for each column: of its codes' sum, or of their scaled sum.
-    fn sums(&self) -> *mut i32 {
-        self.scales().wrapping_add(self.columns() * self.groups) as *mut i32
-    }
-
-    /// The zero points of a panel's group, where there are several groups.
-    fn zeros(&self, panel: usize, group: usize) -> *mut i8 {
-        (self.sums().wrapping_add(self.columns()) as *mut i8).wrapping_add((panel * self.groups + group) * self.width)
+    /// The zero points of a panel's group, where there are any.
+    pub(super) fn zeros(&self, panel: usize, group: usize) -> *mut i8 {
+        self.parts.zeros.wrapping_add((panel * self.groups + group) * self.width)
     }
 
     /// Whether codes are multiplied as they lie.
@@ -106,29 +101,26 @@ pub(super) fn run(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result<()>
     let g = Gemm {
         b_panel: layout.panel_codes,
         blocks: if layout.is_plain() { None } else { Some(&layout) },
-        column_scale: if grouped { std::ptr::null() } else { layout.scales() },
+        column_scale: if grouped { std::ptr::null() } else { layout.parts.scales },
         row_scale: Some(rows_scale(s.k)),
         groups: Groups {
-            scales: layout.scales(),
+            scales: layout.parts.scales,
             distance: layout.groups * layout.width,
             steps: s.weight.group / layout.step,
             first: 0,
         },
         zeros: if grouped {
-            Zeros::Floats(layout.sums() as *const f32, shift)
+            Zeros::Floats(layout.parts.words as *const f32, shift)
         } else {
-            Zeros::Integers(layout.sums(), shift)
+            Zeros::Integers(layout.parts.words, shift)
         },
         ..super::linear::multiply_of(args, s.n, s.k, act)
     };
-    match (g.out.dtype, grouped) {
-        (DType::F32, false) => gemm::<Integers<f32>>(cx, &g, args.params[9]),
-        (DType::BF16, false) => gemm::<Integers<bf16>>(cx, &g, args.params[9]),
-        (_, false) => gemm::<Integers<f16>>(cx, &g, args.params[9]),
-        (DType::F32, true) => gemm::<Grouped<Integers<f32>>>(cx, &g, args.params[9]),
-        (DType::BF16, true) => gemm::<Grouped<Integers<bf16>>>(cx, &g, args.params[9]),
-        (_, true) => gemm::<Grouped<Integers<f16>>>(cx, &g, args.params[9]),
+    let method = if grouped { Method::of::<Bytes, Grouped<Integers>>() } else { Method::of::<Bytes, Integers>() };
+    if g.m <= FEW && cx.level == Level::Avx512Bf16 && !layout.is_plain() {
+        return few(cx, &g, method, &layout, args.params[9]);
     }
+    gemm(cx, &g, method, args.params[9])
 }
 
 impl Blocks for Layout {
@@ -140,83 +132,35 @@ impl Blocks for Layout {
 dispatch!(fn decode(layout: &Layout, panel: usize, first: usize, steps: usize, to: *mut u8) => decode_on);
 
 #[inline(always)]
-unsafe fn decode_on<S: Simd>(layout: &Layout, panel: usize, first: usize, steps: usize, to: *mut u8) {
+unsafe fn decode_on<S: Codes>(layout: &Layout, panel: usize, first: usize, steps: usize, to: *mut u8) {
     unsafe {
         if S::VNNI {
-            decode_as::<i8, 32, 128>(layout, panel, first, steps, to as *mut i8);
+            few_integer::decode::<S>(layout, panel, first, steps, to);
         } else if S::LANES == 16 {
-            decode_as::<i16, 32, 64>(layout, panel, first, steps, to as *mut i16);
+            decode_as::<32, 64>(layout, panel, first, steps, to as *mut i16);
         } else {
-            decode_as::<i16, 16, 32>(layout, panel, first, steps, to as *mut i16);
+            decode_as::<16, 32>(layout, panel, first, steps, to as *mut i16);
         }
     }
 }
 
-/// What codes are decoded to.
-trait Code: Copy {
-    fn from(code: i8) -> Self;
-    fn sub(self, other: Self) -> Self;
-    /// Writes four codes of one column from a step on, of which two are given with their places and two are 0; `W` is
-    /// the distance of steps.
-    ///
-    /// # Safety
-    /// Both steps can be written.
-    unsafe fn scatter<const W: usize>(to: *mut Self, values: [u8; 2], places: u8);
-}
-
-impl Code for i8 {
-    #[inline(always)]
-    fn from(code: i8) -> Self {
-        code
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.wrapping_sub(other)
-    }
-    #[inline(always)]
-    unsafe fn scatter<const W: usize>(to: *mut i8, [a, b]: [u8; 2], places: u8) {
-        let four = (a as u32) << (8 * (places & 3)) | (b as u32) << (8 * (places >> 2 & 3));
-        unsafe { *(to as *mut u32) = four };
-    }
-}
-
-impl Code for i16 {
-    #[inline(always)]
-    fn from(code: i8) -> Self {
-        code as i16
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.wrapping_sub(other)
-    }
-    #[inline(always)]
-    unsafe fn scatter<const W: usize>(to: *mut i16, [a, b]: [u8; 2], places: u8) {
-        let wide = |code: u8| code as i8 as i16 as u16 as u64;
-        let four = wide(a) << (16 * (places & 3)) | wide(b) << (16 * (places >> 2 & 3));
-        unsafe {
-            *(to as *mut u32) = four as u32;
-            *(to.add(W) as *mut u32) = (four >> 32) as u32;
-        }
-    }
-}
-
-/// Decodes to codes of `T`, of which a step has `W` in `P` columns.
+/// Decodes to i16, of which a step has `W` in `P` columns.
 #[inline(always)]
-unsafe fn decode_as<T: Code, const P: usize, const W: usize>(
+unsafe fn decode_as<const P: usize, const W: usize>(
     layout: &Layout,
     panel: usize,
     first: usize,
     steps: usize,
-    to: *mut T,
+    to: *mut i16,
 ) {
     unsafe {
         let from = layout.panel(panel, first);
         match layout.shape.weight.format {
-            Format::Int4 => decode_int4::<T, P, W>(layout, panel, first, steps, to),
-            Format::SparseInt8 => decode_sparse::<T, P, W>(from, steps * W / (4 * P), to),
+            Format::Int4 => decode_int4::<P, W>(layout, panel, first, steps, to),
+            Format::SparseInt8 => decode_sparse::<P, W>(from, steps * W / (4 * P), to),
             _ => {
                 for i in 0..steps * W {
-                    *to.add(i) = T::from(*(from.add(i) as *const i8));
+                    *to.add(i) = *(from.add(i) as *const i8) as i16;
                 }
             }
         }
@@ -224,16 +168,16 @@ unsafe fn decode_as<T: Code, const P: usize, const W: usize>(
 }
 
 #[inline(always)]
-unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
+unsafe fn decode_int4<const P: usize, const W: usize>(
     layout: &Layout,
     panel: usize,
     first: usize,
     steps: usize,
-    to: *mut T,
+    to: *mut i16,
 ) {
     unsafe {
         let group = layout.shape.weight.group / (W / P);
-        let mut less = [T::from(8); W];
+        let mut less = [8; W];
         let mut s = 0;
         while s < steps {
             let mut end = steps;
@@ -243,12 +187,7 @@ unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
                     end = ((index + 1) * group - first).min(steps);
                 }
                 for (column, less) in less.chunks_exact_mut(W / P).enumerate() {
-                    let zero = if layout.groups > 1 {
-                        *layout.zeros(panel, index).add(column)
-                    } else {
-                        layout.sums().add(panel * P + column).read_unaligned() as i8
-                    };
-                    less.fill(T::from(zero.wrapping_add(8)));
+                    less.fill(*layout.zeros(panel, index).add(column) as i16 + 8);
                 }
             }
             let from = layout.panel(panel, first + s);
@@ -256,8 +195,8 @@ unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
             for pair in 0..(end - s).div_ceil(2) {
                 for (i, &less) in less.iter().enumerate() {
                     let byte = *from.add(pair * W + i);
-                    *to.add(2 * pair * W + i) = T::from((byte & 15) as i8).sub(less);
-                    *to.add((2 * pair + 1) * W + i) = T::from((byte >> 4) as i8).sub(less);
+                    *to.add(2 * pair * W + i) = (byte & 15) as i16 - less;
+                    *to.add((2 * pair + 1) * W + i) = (byte >> 4) as i16 - less;
                 }
             }
             s = end;
@@ -267,7 +206,8 @@ unsafe fn decode_int4<T: Code, const P: usize, const W: usize>(
 
 /// Decodes fours of K.
 #[inline(always)]
-unsafe fn decode_sparse<T: Code, const P: usize, const W: usize>(from: *const u8, fours: usize, to: *mut T) {
+unsafe fn decode_sparse<const P: usize, const W: usize>(from: *const u8, fours: usize, to: *mut i16) {
+    let wide = |code: u8| code as i8 as i16 as u16 as u64;
     unsafe {
         for four in 0..fours {
             let from = from.add(four * P * 5 / 2);
@@ -275,7 +215,11 @@ unsafe fn decode_sparse<T: Code, const P: usize, const W: usize>(from: *const u8
             for i in 0..P / 2 {
                 let places = *from.add(2 * P + i);
                 for (column, places) in [(i, places), (i + P / 2, places >> 4)] {
-                    T::scatter::<W>(to.add(column * (W / P)), [*from.add(column), *from.add(P + column)], places);
+                    let [a, b] = [*from.add(column), *from.add(P + column)];
+                    let four = wide(a) << (16 * (places & 3)) | wide(b) << (16 * (places >> 2 & 3));
+                    let to = to.add(column * (W / P));
+                    *(to as *mut u32) = four as u32;
+                    *(to.add(W) as *mut u32) = (four >> 32) as u32;
                 }
             }
         }
@@ -287,8 +231,6 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: Shape) -> Result<()> {
     let (codes, scale, zero, out) = (args.view(0), args.view(1), args.optional(2), args.out());
     let layout = Layout::new(cx.level, s, zero.is_some(), &out);
     let source = Source { codes, scale, zero };
-    // Zero points take less than words: what is left must not depend on what lay there.
-    unsafe { std::ptr::write_bytes(layout.sums(), 0, layout.columns() * layout.groups) };
     cx.pool.run(layout.columns() / layout.width, &|panel, _| unsafe { pack_panel(&layout, &source, panel) })
 }
 
@@ -358,6 +300,20 @@ impl Chunk {
     fn places(&self, four: usize) -> u8 {
         self.places[four / 2] >> (4 * (four % 2)) & 15
     }
+
+    /// A four's kept values in the order of their places, and a bit for each place.
+    fn kept(&self, four: usize) -> ([i8; 2], u8) {
+        let [a, b] = [self.codes[2 * four], self.codes[2 * four + 1]];
+        let (first, second) = (self.places(four) & 3, self.places(four) >> 2);
+        let bits = 1 << first | 1 << second;
+        match first.cmp(&second) {
+            Ordering::Less => ([a, b], bits),
+            Ordering::Greater => ([b, a], bits),
+            // Some other place has the 0.
+            Ordering::Equal if first == 3 => ([0, a], bits | 1),
+            Ordering::Equal => ([a, 0], bits | 8),
+        }
+    }
 }
 
 unsafe fn pack_panel(layout: &Layout, source: &Source, panel: usize) {
@@ -385,6 +341,16 @@ unsafe fn pack_panel(layout: &Layout, source: &Source, panel: usize) {
                             }
                         }
                     }
+                    Format::SparseInt8 if layout.level == Level::Avx512Bf16 => {
+                        for four in 0..CHUNK / 4 {
+                            let to = to.add(four * width * 5 / 2 + c / 16 * 40);
+                            let (codes, kept) = chunk.kept(four);
+                            std::ptr::copy_nonoverlapping(codes.as_ptr() as *const u8, to.add(c % 16 * 2), 2);
+                            let (at, up) = (32 + c % 16 / 2, 4 * (c % 2));
+                            let before = if up == 0 { 0 } else { *to.add(at) };
+                            *to.add(at) = before | kept << up;
+                        }
+                    }
                     Format::SparseInt8 => {
                         for four in 0..CHUNK / 4 {
                             let to = to.add(four * width * 5 / 2);
@@ -410,8 +376,8 @@ unsafe fn pack_panel(layout: &Layout, source: &Source, panel: usize) {
         for c in 0..width {
             for group in 0..layout.groups {
                 let (scale, zero) = source.group(panel * width + c, group);
-                layout.scales().add((panel * layout.groups + group) * width + c).write_unaligned(scale);
-                if layout.groups > 1 {
+                layout.scales(panel, group).add(c).write_unaligned(scale);
+                if layout.zero {
                     *layout.zeros(panel, group).add(c) = zero;
                 }
             }
@@ -420,7 +386,7 @@ unsafe fn pack_panel(layout: &Layout, source: &Source, panel: usize) {
             } else {
                 Layout::word(sums[c], source.group(panel * width + c, 0).1)
             };
-            layout.sums().add(panel * width + c).write_unaligned(word);
+            layout.parts.words.add(panel * width + c).write_unaligned(word);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! `linear` by quantized weights, and their packing.
 
 mod few;
+mod few_float;
+mod few_integer;
 mod float;
 mod integer;
 
@@ -14,6 +16,10 @@ use crate::schema::{DType, Format, Rows};
 pub static QUANTIZED_LINEAR: Kernel = Kernel { check, run, reference };
 /// Stored codes, scales and zero points to the level's layout.
 pub static PACK_QUANTIZED: Kernel = Kernel { check: check_pack, run: pack, reference: pack_reference };
+
+// Threads share them; what they may touch was checked.
+unsafe impl Sync for Parts {}
+unsafe impl Send for Parts {}
 
 /// What both kernels are told about a weight.
 #[derive(Clone, Copy)]
@@ -100,7 +106,7 @@ fn check(args: &Args) -> Result<()> {
     ensure!(out.inner_dense(), "{what} takes out with a dense last axis");
     ensure!(weight.dtype == DType::U8 && weight.is_contiguous(), "{what} takes a packed weight of dense bytes");
     ensure!(
-        s.weight.packed_bytes(s.n, s.k) == Some(weight.len()),
+        s.weight.packed_bytes(s.n, s.k, args.params[7] != 0) == Some(weight.len()),
         "{what} of {} by {} as {:?} takes another packed weight than one of {} bytes",
         s.n,
         s.k,
@@ -122,25 +128,30 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The reference's packed weight: the stored rows, then scales, then zero points as floats.
-struct Plain {
+/// The parts of a packed weight: codes, scales, a word for each row, zero points where there are any.
+#[derive(Clone, Copy)]
+struct Parts {
     codes: *mut u8,
     scales: *mut f32,
-    zeros: *mut f32,
+    words: *mut i32,
+    zeros: *mut i8,
 }
 
-fn plain(s: &Shape, packed: *mut u8) -> Plain {
-    let total = s.weight.packed_bytes(s.n, s.k).unwrap_or(0);
-    let groups = s.n.next_multiple_of(64) * s.weight.groups(s.k).max(1);
-    let scales = packed.wrapping_add(total - 8 * groups) as *mut f32;
-    Plain { codes: packed, scales, zeros: scales.wrapping_add(groups) }
+impl Parts {
+    fn of(s: &Shape, packed: *mut u8) -> Self {
+        let rows = s.n.next_multiple_of(64);
+        let codes = rows * s.k.next_multiple_of(64) * s.weight.bits() / 8;
+        let scales = packed.wrapping_add(codes) as *mut f32;
+        let words = scales.wrapping_add(rows * s.weight.groups(s.k).max(1)) as *mut i32;
+        Self { codes: packed, scales, words, zeros: words.wrapping_add(rows) as *mut i8 }
+    }
 }
 
 fn reference(args: &Args) -> Result<()> {
     let (x, out) = (args.view(0), args.out());
     let s = shape(args, "quantized_linear", 0, 3, 8)?;
     let act = Activation::from_code(args.params[2]).unwrap_or(Activation::None);
-    let p = plain(&s, args.view(1).ptr);
+    let p = Parts::of(&s, args.view(1).ptr);
     let groups = s.weight.groups(s.k);
     let mut weight = vec![0f64; s.n * s.k];
     for (i, w) in weight.iter_mut().enumerate() {
@@ -148,7 +159,8 @@ fn reference(args: &Args) -> Result<()> {
         let at = row * groups + column / s.weight.group;
         unsafe {
             let code = s.weight.value(p.codes.add(row * s.weight.row_bytes(s.k)), column, s.k);
-            let (zero, scale) = (p.zeros.add(at).read_unaligned(), p.scales.add(at).read_unaligned());
+            let zero = if args.params[7] != 0 { *p.zeros.add(at) } else { 0 };
+            let scale = p.scales.add(at).read_unaligned();
             *w = (code as f64 - zero as f64) * scale as f64;
         }
     }
@@ -196,7 +208,7 @@ fn check_pack(args: &Args) -> Result<()> {
     check_scales(what, &s.weight, [s.n, s.k], &scale, args.optional(2))?;
     ensure!(out.dtype == DType::U8 && out.is_contiguous(), "{what} gives dense bytes");
     ensure!(
-        s.weight.packed_bytes(s.n, s.k) == Some(out.len()),
+        s.weight.packed_bytes(s.n, s.k, args.optional(2).is_some()) == Some(out.len()),
         "{what} of {} by {} gives another size than {} bytes",
         s.n,
         s.k,
@@ -248,7 +260,7 @@ pub(super) fn check_scales(
 fn pack_reference(args: &Args) -> Result<()> {
     let (codes, scale, zero) = (args.view(0), args.view(1), args.optional(2));
     let s = shape(args, "pack_quantized", 0, 2, 6)?;
-    let p = plain(&s, args.out().ptr);
+    let p = Parts::of(&s, args.out().ptr);
     unsafe {
         std::ptr::write_bytes(args.out().ptr, 0, args.out().len());
         let bytes = s.weight.row_bytes(s.k);
@@ -257,7 +269,9 @@ fn pack_reference(args: &Args) -> Result<()> {
         }
         for i in 0..scale.len() {
             p.scales.add(i).write_unaligned(scale.get(i));
-            p.zeros.add(i).write_unaligned(zero.map_or(0.0, |zero| zero.get(i)));
+            if let Some(zero) = zero {
+                *p.zeros.add(i) = *zero.at::<i8>(i);
+            }
         }
     }
     Ok(())

@@ -1,13 +1,13 @@
-//! `conv2d` by quantized weights, and their packing.
+//! `conv` by quantized weights, and their packing.
 //!
-//! A packed weight is its codes in the order in which `conv2d` has its weights, rounded up to 64 filters and channels,
+//! A packed weight is its codes in the order in which `conv` has its weights, rounded up to 64 filters and channels,
 //! then a scale (f32) and a sum (i32) for each of those filters. Codes are decoded while they are multiplied, a block
 //! at a time, or multiplied as integers by an input that is quantized as it is read.
 
-use super::conv2d::{Params, check_operands, pack_blocks, params, reference_of, run_as, run_float};
+use super::conv::{Params, check_operands, pack_blocks, params, reference_of, run_as, run_float};
 use super::*;
-use crate::conv_kernel::integers::{Fours, MOST_PRODUCTS, OFFSET, Twos};
-use crate::conv_kernel::{Quantized, inverse};
+use crate::conv_kernel::integers::{CodeFours, CodePairs, MOST_PRODUCTS, OFFSET};
+use crate::conv_kernel::{Method, Quantized, inverse};
 use crate::ensure;
 use crate::error::{Code, Error};
 use crate::quant::{Weight, quantized_conv_bytes, quantized_conv_scales};
@@ -15,9 +15,9 @@ use crate::schema::{DType, Format, Rows};
 use half::{bf16, f16};
 
 /// out = residual + act(conv(x, weight) + bias), the weight packed.
-pub static QUANTIZED_CONV2D: Kernel = Kernel { check, run, reference };
+pub static QUANTIZED_CONV: Kernel = Kernel { check, run, reference };
 /// Stored codes and scales to the level's layout.
-pub static PACK_QUANTIZED_CONV2D: Kernel = Kernel { check: check_pack, run: run_pack, reference: reference_pack };
+pub static PACK_QUANTIZED_CONV: Kernel = Kernel { check: check_pack, run: run_pack, reference: reference_pack };
 
 /// How the weight and x are quantized: parameters from `format` on.
 fn formats(args: &Args, what: &str, format: usize) -> Result<(Format, Rows)> {
@@ -42,11 +42,11 @@ unsafe fn scale_of(amax: &View) -> f32 {
 }
 
 fn check(args: &Args) -> Result<()> {
-    let what = "quantized_conv2d";
+    let what = "quantized_conv";
     let p = params(args, what)?;
-    let (_, rows) = formats(args, what, 7)?;
-    check_operands(args, what, &p, |filters, channels| quantized_conv_bytes(filters, channels, p.kh, p.kw))?;
-    let amax = args.optional(4);
+    let (_, rows) = formats(args, what, 8)?;
+    check_operands(args, what, &p, |filters, channels| quantized_conv_bytes(filters, channels, p.taps()))?;
+    let amax = args.optional(5);
     if let Some(amax) = &amax {
         ensure!(
             amax.dtype == DType::F32 && amax.shape() == [1],
@@ -59,29 +59,25 @@ fn check(args: &Args) -> Result<()> {
         amax.is_some() == (rows == Rows::Int8),
         "{what} takes amax with rows of int8, and only then; rows are {rows:?}"
     );
-    // The check of the weight has counted these.
-    let channels = args.view(0).dims[3];
-    let products = channels * p.kh * p.kw;
+    let (channels, taps) = (args.view(0).last(), p.taps());
     ensure!(
-        rows == Rows::None || products <= MOST_PRODUCTS,
-        "{what} with rows of int8 sums at most {MOST_PRODUCTS} products, got {channels} channels by {} by {}",
-        p.kh,
-        p.kw
+        rows == Rows::None || channels.saturating_mul(taps) <= MOST_PRODUCTS,
+        "{what} with rows of int8 sums at most {MOST_PRODUCTS} products, got {channels} channels by {taps} taps"
     );
     Ok(())
 }
 
 fn reference(args: &Args) -> Result<()> {
-    let what = "quantized_conv2d";
+    let what = "quantized_conv";
     let p = params(args, what)?;
-    let (format, rows) = formats(args, what, 7)?;
-    let (packed, channels, filters) = (args.view(1), args.view(0).dims[3], args.out().dims[3]);
+    let (format, rows) = formats(args, what, 8)?;
+    let (packed, channels, filters) = (args.view(1), args.view(0).last(), args.out().last());
     let weight = Weight { format, ebits: 0, mbits: 0, group: 1 };
-    let count = filters * channels * p.kh * p.kw;
+    let count = filters * channels * p.taps();
     let code = |index| unsafe { weight.value(packed.ptr, index, count) } as f64;
-    let scales = packed.ptr.wrapping_add(quantized_conv_scales(filters, channels, p.kh, p.kw));
+    let scales = packed.ptr.wrapping_add(quantized_conv_scales(filters, channels, p.taps()));
     let scale = |filter| unsafe { (scales as *const f32).add(filter).read_unaligned() } as f64;
-    match args.optional(4) {
+    match args.optional(5) {
         Some(amax) if rows == Rows::Int8 => {
             let x_scale = unsafe { scale_of(&amax) };
             let inverse = inverse(x_scale);
@@ -97,16 +93,16 @@ fn reference(args: &Args) -> Result<()> {
 }
 
 fn run(cx: &Cx, args: &Args) -> Result<()> {
-    let what = "quantized_conv2d";
+    let what = "quantized_conv";
     let p = params(args, what)?;
-    let (format, rows) = formats(args, what, 7)?;
-    let (x, packed, filters) = (args.view(0), args.view(1), args.out().dims[3]);
+    let (format, rows) = formats(args, what, 8)?;
+    let (channels, packed, filters) = (args.view(0).last(), args.view(1), args.out().last());
     if !(packed.ptr as usize).is_multiple_of(4) {
-        return Err(Error::new(Code::BadArgument, "quantized_conv2d takes a weight aligned to 4 bytes"));
+        return Err(Error::new(Code::BadArgument, "quantized_conv takes a weight aligned to 4 bytes"));
     }
-    let scales = packed.ptr.wrapping_add(quantized_conv_scales(filters, x.dims[3], p.kh, p.kw)) as *const f32;
+    let scales = packed.ptr.wrapping_add(quantized_conv_scales(filters, channels, p.taps())) as *const f32;
     let excess = scales.wrapping_add(filters.next_multiple_of(64));
-    match args.optional(4) {
+    match args.optional(5) {
         Some(amax) if rows == Rows::Int8 => {
             let quantized = Quantized { format: None, scales, excess, scale: unsafe { scale_of(&amax) } };
             run_integers(cx, args, &p, quantized)
@@ -116,15 +112,15 @@ fn run(cx: &Cx, args: &Args) -> Result<()> {
 }
 
 fn run_integers(cx: &Cx, args: &Args, p: &Params, quantized: Quantized) -> Result<()> {
-    let q = Some(quantized);
-    match (args.view(0).dtype, has_fours(cx.level)) {
-        (DType::F32, true) => run_as::<Fours<f32>>(cx, args, p, q),
-        (DType::F16, true) => run_as::<Fours<f16>>(cx, args, p, q),
-        (_, true) => run_as::<Fours<bf16>>(cx, args, p, q),
-        (DType::F32, false) => run_as::<Twos<f32>>(cx, args, p, q),
-        (DType::F16, false) => run_as::<Twos<f16>>(cx, args, p, q),
-        (_, false) => run_as::<Twos<bf16>>(cx, args, p, q),
-    }
+    let method = match (args.view(0).dtype, has_fours(cx.level)) {
+        (DType::F32, true) => Method::of::<CodeFours<f32>>(),
+        (DType::F16, true) => Method::of::<CodeFours<f16>>(),
+        (_, true) => Method::of::<CodeFours<bf16>>(),
+        (DType::F32, false) => Method::of::<CodePairs<f32>>(),
+        (DType::F16, false) => Method::of::<CodePairs<f16>>(),
+        (_, false) => Method::of::<CodePairs<bf16>>(),
+    };
+    run_as(cx, args, p, method, Some(quantized))
 }
 
 /// Whether integers are multiplied four at a time.
@@ -132,31 +128,32 @@ fn has_fours(level: Level) -> bool {
     level == Level::Avx512Bf16
 }
 
-/// Filters, channels, kh and kw of a weight that is to be packed.
-fn pack_shape(args: &Args) -> Result<[usize; 4]> {
+/// Filters, channels, kt, kh and kw of a weight that is to be packed.
+fn pack_shape(args: &Args) -> Result<[usize; 5]> {
     let codes = args.view(0);
-    for (index, name, most) in [(0, "channels", i32::MAX), (1, "kh", 256), (2, "kw", 256)] {
+    for (index, name, most) in [(0, "channels", i32::MAX), (1, "kt", 256), (2, "kh", 256), (3, "kw", 256)] {
         let (value, least) = (args.i32(index), i32::from(index > 0));
         ensure!(
             (least..=most).contains(&value),
-            "pack_quantized_conv2d takes {name} from {least} to {most}, got {value}"
+            "pack_quantized_conv takes {name} from {least} to {most}, got {value}"
         );
     }
     let at = |index| args.i32(index) as usize;
-    Ok([codes.dims[0], at(0), at(1), at(2)])
+    Ok([codes.dims[0], at(0), at(1), at(2), at(3)])
 }
 
 fn check_pack(args: &Args) -> Result<()> {
-    let what = "pack_quantized_conv2d";
-    let [filters, channels, kh, kw] = pack_shape(args)?;
-    let (format, _) = formats(args, what, 3)?;
-    let dtype = DType::from_code(args.params[5]).filter(|dtype| dtype.is_float());
-    ensure!(dtype.is_some(), "{what} takes the code of a float type, got {}", args.params[5]);
+    let what = "pack_quantized_conv";
+    let [filters, channels, kt, kh, kw] = pack_shape(args)?;
+    let taps = kt * kh * kw;
+    let (format, _) = formats(args, what, 4)?;
+    let dtype = DType::from_code(args.params[6]).filter(|dtype| dtype.is_float());
+    ensure!(dtype.is_some(), "{what} takes the code of a float type, got {}", args.params[6]);
     let (codes, scale, out) = (args.view(0), args.view(1), args.out());
     let stored = if format == Format::Int8 { DType::I8 } else { DType::U8 };
     ensure!(
-        codes.rank == 2 && codes.dtype == stored && Some(codes.dims[1]) == channels.checked_mul(kh * kw),
-        "{what} takes {stored:?} codes of rows of {channels} x {kh} x {kw}, got {:?} {:?}",
+        codes.rank == 2 && codes.dtype == stored && Some(codes.dims[1]) == channels.checked_mul(taps),
+        "{what} takes {stored:?} codes of rows of {channels} x {kt} x {kh} x {kw}, got {:?} {:?}",
         codes.dtype,
         codes.shape()
     );
@@ -167,7 +164,7 @@ fn check_pack(args: &Args) -> Result<()> {
         scale.dtype,
         scale.shape()
     );
-    let bytes = quantized_conv_bytes(filters, channels, kh, kw);
+    let bytes = quantized_conv_bytes(filters, channels, taps);
     ensure!(
         out.dtype == DType::U8 && out.is_contiguous() && Some(out.len()) == bytes,
         "{what} of {:?} takes an out of {} bytes, got {:?} {:?}",
@@ -181,12 +178,13 @@ fn check_pack(args: &Args) -> Result<()> {
 
 /// Codes as they are, then the scales.
 fn reference_pack(args: &Args) -> Result<()> {
-    let [filters, channels, kh, kw] = pack_shape(args)?;
+    let [filters, channels, kernel @ ..] = pack_shape(args)?;
+    let taps = kernel.iter().product();
     let (codes, scale, out) = (args.view(0), args.view(1), args.out());
     unsafe {
         std::ptr::write_bytes(out.ptr, 0, out.len());
-        let row = channels * kh * kw;
-        let scales = out.ptr.add(quantized_conv_scales(filters, channels, kh, kw)) as *mut f32;
+        let row = channels * taps;
+        let scales = out.ptr.add(quantized_conv_scales(filters, channels, taps)) as *mut f32;
         for filter in 0..filters {
             let from = codes.at::<u8>(filter * codes.strides[0]);
             std::ptr::copy_nonoverlapping(from, out.ptr.add(filter * row), row);
@@ -197,11 +195,12 @@ fn reference_pack(args: &Args) -> Result<()> {
 }
 
 fn run_pack(cx: &Cx, args: &Args) -> Result<()> {
-    let shape @ [filters, channels, kh, kw] = pack_shape(args)?;
-    let (_, rows) = formats(args, "pack_quantized_conv2d", 3)?;
+    let shape @ [filters, channels, kernel @ ..] = pack_shape(args)?;
+    let taps = kernel.iter().product();
+    let (_, rows) = formats(args, "pack_quantized_conv", 4)?;
     let (codes, scale, out) = (args.view(0), args.view(1), args.out());
     let fours = rows == Rows::Int8 && has_fours(cx.level);
-    let pairs = cx.level == Level::Avx512Bf16 && DType::from_code(args.params[5]) == Some(DType::BF16);
+    let pairs = cx.level == Level::Avx512Bf16 && DType::from_code(args.params[6]) == Some(DType::BF16);
     let unit_channels = match rows {
         Rows::None if pairs => 2,
         Rows::None => 1,
@@ -210,7 +209,7 @@ fn run_pack(cx: &Cx, args: &Args) -> Result<()> {
     };
     let mut weight = View::contiguous(codes.ptr, codes.dtype, &shape);
     weight.strides[0] = codes.strides[0];
-    let len = quantized_conv_scales(filters, channels, kh, kw);
+    let len = quantized_conv_scales(filters, channels, taps);
     pack_blocks(cx, &weight, unit_channels, (out.ptr, len), 0, |at| unsafe { *weight.at::<u8>(at) })?;
     unsafe {
         let scales = out.ptr.add(len) as *mut f32;
@@ -220,7 +219,7 @@ fn run_pack(cx: &Cx, args: &Args) -> Result<()> {
             scales.add(filter).write_unaligned(if known { scale.get(filter) } else { 0.0 });
             let mut sum = 0;
             if known && fours {
-                let row = std::slice::from_raw_parts(codes.at::<i8>(filter * codes.strides[0]), channels * kh * kw);
+                let row = std::slice::from_raw_parts(codes.at::<i8>(filter * codes.strides[0]), channels * taps);
                 sum = row.iter().fold(0i32, |sum, &code| sum.wrapping_add(code as i32 * OFFSET));
             }
             excess.add(filter).write_unaligned(sum);

@@ -17,6 +17,9 @@ struct Case {
     format: Format,
     rows: Rows,
     batch: usize,
+    /// Frames and the kernel's size in time, of videos.
+    frames: Option<(usize, usize)>,
+    cache: bool,
     size: (usize, usize),
     channels: usize,
     filters: usize,
@@ -37,6 +40,8 @@ const PLAIN: Case = Case {
     format: Format::Int8,
     rows: Rows::None,
     batch: 1,
+    frames: None,
+    cache: false,
     size: (5, 5),
     channels: 16,
     filters: 16,
@@ -80,40 +85,55 @@ impl Case {
             extent(self.size.1, self.kernel.1, self.pad[1] + self.pad[3]),
         )
     }
-    fn params(&self) -> [u32; 9] {
+    fn time(&self) -> usize {
+        self.frames.map_or(1, |frames| frames.1)
+    }
+    /// A shape, with frames where there are any.
+    fn shape(&self, frames: usize, rest: [usize; 3]) -> Vec<usize> {
+        [self.batch].into_iter().chain(self.frames.map(|_| frames)).chain(rest).collect()
+    }
+    fn params(&self) -> [u32; 10] {
         let [kh, kw] = [self.kernel.0, self.kernel.1].map(|k| k as u32);
         let [top, left] = [self.pad[0] as u32, self.pad[1] as u32];
         let (stride, upsample) = (self.stride as u32, self.upsample as u32);
-        [kh, kw, stride, top, left, upsample, self.act as u32, self.format as u32, self.rows as u32]
+        let act = self.act as u32;
+        [self.time() as u32, kh, kw, stride, top, left, upsample, act, self.format as u32, self.rows as u32]
     }
     fn pack(&self, level: Level, pool: &Pool, codes: &Tensor, scale: &Tensor) -> Tensor {
         let (kh, kw) = self.kernel;
-        let bytes = quantized_conv_bytes(self.filters, self.channels, kh, kw).unwrap();
+        let bytes = quantized_conv_bytes(self.filters, self.channels, self.time() * kh * kw).unwrap();
         let mut packed = Tensor::empty(DType::U8, &[bytes]);
-        let sizes = [self.channels as u32, kh as u32, kw as u32];
-        let params = [sizes[0], sizes[1], sizes[2], self.format as u32, self.rows as u32, self.dtype as u32];
+        let [c, kt, kh, kw] = [self.channels, self.time(), kh, kw].map(|size| size as u32);
+        let params = [c, kt, kh, kw, self.format as u32, self.rows as u32, self.dtype as u32];
         let mut inputs = [Some(codes.clone()), Some(scale.clone())];
-        run(level, pool, Op::PackQuantizedConv2d, &mut inputs, &mut packed, &params);
+        run(level, pool, Op::PackQuantizedConv, &mut inputs, &mut packed, &params);
         packed
     }
     fn conform(&self) {
         let rng = &mut Rng(7);
         let (height, width) = self.out_size();
-        let (b, o) = (self.batch, self.filters);
-        let x = Tensor::padded(self.dtype, &[b, self.size.0, self.size.1, self.channels], self.gap).random(rng, 1.0);
-        let codes = codes(self.format, &[o, self.channels * self.kernel.0 * self.kernel.1], self.gap, rng);
+        let (o, frames) = (self.filters, self.frames.map_or(0, |frames| frames.0));
+        let picture = [self.size.0, self.size.1, self.channels];
+        let x = Tensor::padded(self.dtype, &self.shape(frames, picture), self.gap).random(rng, 1.0);
+        let cache = self
+            .cache
+            .then(|| Tensor::padded(self.dtype, &self.shape(self.time() - 1, picture), 2 * self.gap).random(rng, 2.0));
+        let taps = self.time() * self.kernel.0 * self.kernel.1;
+        let codes = codes(self.format, &[o, self.channels * taps], self.gap, rng);
         let scale = Tensor::empty(DType::F32, &[o, 1]).fill(|_| 0.01 + 0.01 * rng.uniform().abs());
         let bias = self.bias.then(|| Tensor::empty(DType::F32, &[o]).random(rng, 1.0));
-        let residual =
-            self.residual.then(|| Tensor::padded(self.dtype, &[b, height, width, o], self.gap).random(rng, 1.0));
-        let amax = (self.rows == Rows::Int8).then(|| Tensor::empty(DType::F32, &[1]).fill(|_| largest(&x)));
-        let out = Tensor::padded(self.dtype, &[b, height, width, o], self.gap);
+        let residual = self
+            .residual
+            .then(|| Tensor::padded(self.dtype, &self.shape(frames, [height, width, o]), self.gap).random(rng, 1.0));
+        let most = cache.iter().map(largest).fold(largest(&x), f32::max);
+        let amax = (self.rows == Rows::Int8).then(|| Tensor::empty(DType::F32, &[1]).fill(|_| most));
+        let out = Tensor::padded(self.dtype, &self.shape(frames, [height, width, o]), self.gap);
         conform_with(
             &format!("{self:?}"),
-            Op::QuantizedConv2d,
+            Op::QuantizedConv,
             |level, pool| {
                 let packed = self.pack(level, pool, &codes, &scale);
-                vec![Some(x.clone()), Some(packed), bias.clone(), residual.clone(), amax.clone()]
+                vec![Some(x.clone()), Some(packed), bias.clone(), residual.clone(), cache.clone(), amax.clone()]
             },
             &out,
             &self.params(),
@@ -231,6 +251,32 @@ fn few_filters() {
 }
 
 #[test]
+fn videos() {
+    let mut i = 0;
+    for (format, rows) in FORMS {
+        for cache in [false, true] {
+            for frames in [(1, 3), (5, 3), (2, 2)] {
+                for (channels, filters, size) in [(16, 40, (5, 7)), (19, 3, (4, 9)), (5, 33, (3, 6)), (70, 70, (9, 6))]
+                {
+                    let dtype = DTYPES[i % 3];
+                    i += 1;
+                    let case = Case { dtype, format, rows, frames: Some(frames), cache, channels, ..PLAIN.clone() };
+                    let case = Case { filters, size, ..case };
+                    case.conform();
+                    let act = Activation::from_code(i as u32 % 6).unwrap();
+                    Case { residual: true, act, gap: 3, batch: 2, ..case.clone() }.conform();
+                    Case { kernel: (1, 1), pad: [0; 4], ..case }.conform();
+                }
+            }
+        }
+        // Several ranges of channels.
+        let case = Case { format, rows, frames: Some((2, 3)), cache: true, channels: 300, ..PLAIN.clone() };
+        Case { filters: 40, size: (8, 6), ..case.clone() }.conform();
+        Case { filters: 2, size: (3, 5), ..case }.conform();
+    }
+}
+
+#[test]
 fn nothing_to_do() {
     for (format, rows) in FORMS {
         let case = Case { format, rows, ..PLAIN.clone() };
@@ -251,8 +297,8 @@ fn convolve(case: &Case, level: Level, x: &Tensor, codes: &Tensor, scale: f32, a
     let amax = amax.map(|amax| Tensor::empty(DType::F32, &[1]).fill(|_| amax));
     let (height, width) = case.out_size();
     let mut out = Tensor::empty(case.dtype, &[case.batch, height, width, case.filters]);
-    let mut inputs = [Some(x.clone()), Some(packed), None, None, amax];
-    run(level, &pool, Op::QuantizedConv2d, &mut inputs, &mut out, &case.params());
+    let mut inputs = [Some(x.clone()), Some(packed), None, None, None, amax];
+    run(level, &pool, Op::QuantizedConv, &mut inputs, &mut out, &case.params());
     out.values()
 }
 
@@ -333,15 +379,16 @@ fn refusals() {
         view(DType::F32, &[10]),
         view(DType::F32, &[2, 8, 8, 10]),
         None,
+        None,
         view(DType::F32, &[2, 8, 8, 10]),
     ];
     let params = PLAIN.params();
     let check = |operands: &[Option<View>], params: &[u32]| {
-        (ops::kernel(Op::QuantizedConv2d).check)(&Args { operands, params }).map_err(|e| e.message)
+        (ops::kernel(Op::QuantizedConv).check)(&Args { operands, params }).map_err(|e| e.message)
     };
     check(&good, &params).unwrap();
     for (index, bad, word) in [
-        (0, view(DType::F32, &[2, 8, 8]), "4 axes"),
+        (0, view(DType::F32, &[2, 8, 8]), "5 axes"),
         (0, view(DType::U8, &[2, 8, 8, 6]), "float"),
         (0, view(DType::BF16, &[2, 8, 8, 6]), "type"),
         (0, view(DType::F32, &[2, 8, 8, 65]), "bytes"),
@@ -349,16 +396,18 @@ fn refusals() {
         (1, view(DType::I8, &[bytes]), "bytes"),
         (2, view(DType::F32, &[9]), "bias"),
         (3, view(DType::F32, &[2, 8, 7, 10]), "residual"),
-        (4, view(DType::F32, &[1]), "amax"),
-        (5, view(DType::F32, &[2, 8, 8, 65]), "bytes"),
-        (5, view(DType::F32, &[2, 8, 8, 1 << 58]), "bytes"),
+        (4, view(DType::F32, &[2, 0, 8, 8, 6]), "cache"),
+        (5, view(DType::F32, &[1]), "amax"),
+        (6, view(DType::F32, &[2, 8, 8, 65]), "bytes"),
+        (6, view(DType::F32, &[2, 8, 8, 1 << 58]), "bytes"),
     ] {
         let mut operands = good;
         operands[index] = bad;
         let message = check(&operands, &params).unwrap_err();
-        assert!(message.starts_with("quantized_conv2d") && message.contains(word), "{message}");
+        assert!(message.starts_with("quantized_conv") && message.contains(word), "{message}");
     }
-    for (index, value) in [(0, 0), (1, 300), (2, 0), (3, -1), (5, 0), (6, 99), (7, 1), (7, 4), (7, 99), (8, 2), (8, 99)]
+    for (index, value) in
+        [(0, 0), (1, 0), (2, 300), (3, 0), (4, -1), (6, 0), (7, 99), (8, 1), (8, 4), (8, 99), (9, 2), (9, 99)]
     {
         let mut params = params;
         params[index] = value as u32;
@@ -367,21 +416,21 @@ fn refusals() {
     let integers = Case { rows: Rows::Int8, ..PLAIN.clone() }.params();
     let mut operands = good;
     assert!(check(&operands, &integers).unwrap_err().contains("amax"));
-    operands[4] = view(DType::F32, &[1]);
+    operands[5] = view(DType::F32, &[1]);
     check(&operands, &integers).unwrap();
     let fp8 = Case { rows: Rows::Int8, format: Format::E4m3, ..PLAIN.clone() }.params();
     assert!(check(&operands, &fp8).unwrap_err().contains("int8"));
-    operands[4] = view(DType::F32, &[2]);
+    operands[5] = view(DType::F32, &[2]);
     assert!(check(&operands, &integers).unwrap_err().contains("amax"));
-    operands[4] = view(DType::F32, &[1]);
+    operands[5] = view(DType::F32, &[1]);
     operands[0] = view(DType::F32, &[2, 8, 8, 1 << 15]);
     operands[1] = view(DType::U8, &[64 * 9 * (1 << 15) + 64 * 8]);
     assert!(check(&operands, &integers).unwrap_err().contains("131071"));
 
     let good = [view(DType::I8, &[10, 54]), view(DType::F32, &[10, 1]), view(DType::U8, &[bytes])];
-    let params = [6, 3, 3, Format::Int8 as u32, Rows::None as u32, DType::F32 as u32];
+    let params = [6, 1, 3, 3, Format::Int8 as u32, Rows::None as u32, DType::F32 as u32];
     let check = |operands: &[Option<View>], params: &[u32]| {
-        (ops::kernel(Op::PackQuantizedConv2d).check)(&Args { operands, params }).map_err(|e| e.message)
+        (ops::kernel(Op::PackQuantizedConv).check)(&Args { operands, params }).map_err(|e| e.message)
     };
     check(&good, &params).unwrap();
     for (index, bad, word) in [
@@ -397,9 +446,11 @@ fn refusals() {
         let mut operands = good;
         operands[index] = bad;
         let message = check(&operands, &params).unwrap_err();
-        assert!(message.starts_with("pack_quantized_conv2d") && message.contains(word), "{message}");
+        assert!(message.starts_with("pack_quantized_conv") && message.contains(word), "{message}");
     }
-    for (index, value) in [(0, -1), (0, i32::MAX), (1, 0), (1, 9), (2, 300), (3, 2), (3, 5), (4, 2), (5, 3), (5, 99)] {
+    for (index, value) in
+        [(0, -1), (0, i32::MAX), (1, 0), (1, 3), (2, 0), (2, 9), (3, 300), (4, 2), (4, 5), (5, 2), (6, 3), (6, 99)]
+    {
         let mut params = params;
         params[index] = value as u32;
         check(&good, &params).unwrap_err();

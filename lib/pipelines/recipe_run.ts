@@ -1,0 +1,189 @@
+/**
+ * What happens around a recipe's pipeline: errors as sentences, Ctrl-C, folders, progress, the report at the end.
+ *
+ * @module
+ */
+
+import { OutputError } from "../errors.ts";
+import { formatBytes, formatSeconds, formatTable, ProgressBar } from "../media/progress.ts";
+import { type MemoryPlan, PHASES } from "./memory.ts";
+import type { OptimizeReport } from "./optimize.ts";
+import type { PipelineLoadOptions } from "./load.ts";
+import type { PhaseSeconds } from "./run.ts";
+
+const INTERRUPTED = new Error("Stopped.");
+
+/** Makes of an error that nobody catches a sentence and an exit code of 1. */
+export function tellErrors(): void {
+  globalThis.addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    console.error(`${event.reason instanceof Error ? event.reason.message : event.reason}`);
+    Deno.exit(event.reason === INTERRUPTED ? 130 : 1);
+  });
+}
+
+/**
+ * A signal that Ctrl-C gives.
+ *
+ * @returns The signal
+ */
+export function interruptSignal(): AbortSignal {
+  const interrupt = new AbortController();
+  Deno.addSignalListener("SIGINT", () => interrupt.abort(INTERRUPTED));
+  return interrupt.signal;
+}
+
+/** Makes the folder of the results before hours are spent on them. */
+export async function makeFolder(folder: string): Promise<void> {
+  try {
+    await Deno.mkdir(folder, { recursive: true });
+  } catch (cause) {
+    const remedy = cause instanceof Deno.errors.NotCapable
+      ? "run with --allow-write for it"
+      : "pass another --out, or check its permissions";
+    throw new OutputError(`Cannot make the folder ${folder}: ${(cause as Error).message}; ${remedy}`, {
+      file: folder,
+      cause,
+    });
+  }
+}
+
+/** A bar of what is downloaded, if anything is, and a bar of what is done. */
+export class Bars {
+  #download: ProgressBar | undefined;
+  readonly #bars = new Map<string, ProgressBar>();
+
+  /** Shows a download. */
+  readonly onProgress: NonNullable<PipelineLoadOptions["onProgress"]> = ({ bytes, total }) => {
+    this.#download ??= new ProgressBar({ label: "Downloading", total, unit: "bytes" });
+    this.#download.update(bytes, { total });
+  };
+
+  /** Ends the bar of the download. */
+  loaded(): void {
+    this.#download?.finish();
+  }
+
+  /** Shows how much of something is done. */
+  update(label: string, done: number, total: number): void {
+    let bar = this.#bars.get(label);
+    if (!bar) this.#bars.set(label, bar = new ProgressBar({ label, total }));
+    bar.update(done);
+    if (done === total) bar.finish();
+  }
+}
+
+/** The bytes of all weights as the kernels take them. */
+export function modelBytes({ models }: MemoryPlan): number {
+  return models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
+}
+
+/** What a recipe says of a run, as JSON has it. */
+export interface RunReport {
+  readonly paths: readonly string[];
+  readonly seconds: {
+    readonly load: number;
+    readonly text_encoding: number;
+    readonly denoising: number;
+    readonly decoding: number;
+  };
+  readonly seconds_per_step: number;
+  readonly quantization: string;
+  readonly skipped: OptimizeReport["skipped"];
+  readonly compiled?: NonNullable<OptimizeReport["compiled"]>;
+  readonly model_memory_bytes: number;
+  readonly peak_memory_bytes: number;
+}
+
+/**
+ * What a run made, and how.
+ *
+ * @param run The files, the seconds, the steps, the pipeline, what was done to it
+ * @returns The report
+ */
+export function reportOf(
+  run: {
+    paths: readonly string[];
+    loadSeconds: number;
+    seconds: PhaseSeconds;
+    steps: number;
+    quantization: string;
+    optimized: OptimizeReport;
+    plan: MemoryPlan;
+    peakMemory: number;
+  },
+): RunReport {
+  const { seconds, optimized: { skipped, compiled } } = run;
+  return {
+    paths: run.paths,
+    seconds: {
+      load: run.loadSeconds,
+      text_encoding: seconds.textEncoding,
+      denoising: seconds.denoising,
+      decoding: seconds.decoding,
+    },
+    seconds_per_step: seconds.denoising / run.steps,
+    quantization: run.quantization,
+    skipped,
+    ...(compiled && { compiled }),
+    model_memory_bytes: modelBytes(run.plan),
+    peak_memory_bytes: run.peakMemory,
+  };
+}
+
+/** Prints a report as a table. */
+export function printReport(report: RunReport, what: "picture" | "video"): void {
+  const { seconds, compiled } = report;
+  console.log(formatTable([
+    { what: "load", value: formatSeconds(seconds.load) },
+    { what: "text encoding", value: formatSeconds(seconds.text_encoding) },
+    {
+      what: "denoising",
+      value: `${formatSeconds(seconds.denoising)}, ${formatMilliseconds(report.seconds_per_step)} a step`,
+    },
+    { what: "decoding", value: formatSeconds(seconds.decoding) },
+    ...(compiled
+      ? [{ what: "compiling", value: `${formatSeconds(compiled.seconds)}, ${compiled.measured} kernels measured` }]
+      : []),
+    ...report.quantization.split("; ").filter(Boolean).map((value) => ({ what: "quantization", value })),
+    ...reasons(report.skipped).map((value) => ({ what: "left in floats", value })),
+    { what: "model memory", value: formatBytes(report.model_memory_bytes) },
+    { what: "peak memory", value: formatBytes(report.peak_memory_bytes) },
+    ...report.paths.map((path) => ({ what, value: path })),
+  ], { header: false }));
+}
+
+/** Why layers were left as they were, with the first of each. */
+function reasons(skipped: OptimizeReport["skipped"]): string[] {
+  const groups = Map.groupBy(skipped, ({ reason }) => reason);
+  return [...groups].map(([reason, layers]) => {
+    const others = layers.length > 1 ? ` and ${layers.length - 1} more` : "";
+    return `${layers[0]!.name}${others}: ${reason}`;
+  });
+}
+
+function formatMilliseconds(seconds: number): string {
+  return seconds < 1 ? `${(seconds * 1000).toFixed(1)} ms` : formatSeconds(seconds);
+}
+
+const PHASE_NAMES = { textEncoding: "text encoding", denoising: "denoising", decoding: "decoding" } as const;
+
+/** Prints what a run will take of the memory. */
+export function printPlan({ models, phases, bytes }: MemoryPlan, { json }: { json: boolean }): void {
+  if (json) return console.log(JSON.stringify({ models, phases, bytes }));
+  console.log(formatTable([
+    ...models.map(({ part, parameters, weightBytes, workBytes }) => ({
+      part,
+      parameters: `${(parameters / 1e6).toFixed(1)} M`,
+      weights: formatBytes(weightBytes),
+      work: formatBytes(workBytes),
+    })),
+    ...PHASES.flatMap((phase) => phases.filter((found) => found.phase === phase)).map(({ phase, bytes }) => ({
+      part: PHASE_NAMES[phase],
+      parameters: "",
+      weights: "",
+      work: formatBytes(bytes),
+    })),
+    { part: "at most", parameters: "", weights: "", work: formatBytes(bytes) },
+  ]));
+}
