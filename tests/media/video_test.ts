@@ -154,7 +154,7 @@ ffmpegTest("other writers' MP4s are read: frames out of order, other colours, fr
         ["-bf", "0", "-profile:v", "baseline"],
         ["-bf", "2", "-g", "5", "-movflags", "frag_keyframe+empty_moov"],
         ["-vf", "scale=out_color_matrix=bt709:out_range=full", "-color_range", "pc", "-colorspace", "bt709"],
-        ["-movflags", "+faststart", "-metadata", "title=of another"],
+        ["-movflags", "+faststart"],
       ]
     ) {
       await run("ffmpeg", "-y", ...source, "-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", ...options, path);
@@ -163,7 +163,6 @@ ffmpegTest("other writers' MP4s are read: frames out of order, other colours, fr
       const least = leastPsnr(video.frames, frames);
       ok(least >= 33, `${options}: ${least} dB`);
     }
-    strictEqual((await VideoReader.open(path)).metadata.title, "of another");
     await run("ffmpeg", "-y", ...source, "-c:v", "mpeg4", path);
     await rejects(readVideo(path), { name: "DenoiseError", message: /other\.mp4: it has video of .*H\.264/ });
     await run("ffmpeg", "-y", "-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", path);
