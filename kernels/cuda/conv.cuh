@@ -50,12 +50,12 @@ template <class T> struct ConvInput {
 inline ConvShape conv_shape(const Call& call, int x_index, int cache_index, int out_index, int kt) {
     const View x = with_frames(call.view(x_index)), cache = call.view(cache_index);
     const View out = with_frames(call.view(out_index));
-    ConvShape shape{uint32_t(x.sizes[2]),
-                    uint32_t(x.sizes[3]),
-                    uint32_t(x.sizes[4]),
-                    uint32_t(out.sizes[1]),
-                    uint32_t(out.sizes[2]),
-                    uint32_t(out.sizes[3]),
+    ConvShape shape{count32(x.sizes[2]),
+                    count32(x.sizes[3]),
+                    count32(x.sizes[4]),
+                    count32(out.sizes[1]),
+                    count32(out.sizes[2]),
+                    count32(out.sizes[3]),
                     uint32_t(call.i32(kt)),
                     uint32_t(call.i32(kt + 1)),
                     uint32_t(call.i32(kt + 2)),

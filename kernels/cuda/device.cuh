@@ -153,6 +153,15 @@ struct Call {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+/// A size as kernels count it, which is in 32 bits.
+inline uint32_t count32(int64_t count) {
+    if (count > INT32_MAX) {
+        throw Failure{Code::bad_argument, "A CUDA kernel counts to 2147483647, got " + std::to_string(count) +
+                                              ": cut the batch"};
+    }
+    return uint32_t(count);
+}
+
 /// The most blocks of an axis that is not the first.
 constexpr int64_t MOST_BLOCKS = 65535;
 

@@ -17,9 +17,9 @@ struct RowMap {
             const int64_t size = view.sizes[axis], stride = view.strides[axis];
             if (size == 1) continue;
             if (rank > 0 && strides[rank - 1] == stride * size) {
-                sizes[rank - 1] *= uint32_t(size);
+                sizes[rank - 1] = count32(sizes[rank - 1] * size);
             } else {
-                sizes[rank++] = uint32_t(size);
+                sizes[rank++] = count32(size);
             }
             strides[rank - 1] = stride;
         }
@@ -51,6 +51,7 @@ inline View with_frames(const View& view) {
 struct Teams {
     dim3 blocks, threads;
     Teams(int64_t rows, int64_t work) {
+        count32(rows);
         // A warp goes over some elements by itself before more of them pay.
         if (work <= 32 * 16) {
             threads = dim3(32, 4);

@@ -109,7 +109,7 @@ struct PackedWeight {
     const int8_t* zeros;
 
     PackedWeight(const View& packed, const Format& format, int64_t n, int64_t k, bool zero)
-        : format(format), k(uint32_t(k)), codes(packed.as<const uint8_t>()) {
+        : format(format), k(count32(k)), codes(packed.as<const uint8_t>()) {
         const int64_t rows = round_up(n, 64), groups = std::max<int64_t>(format.groups(k), 1);
         const int64_t code_bytes = rows * round_up(k, 64) / 8 * format.bits();
         check_packed(packed, code_bytes + rows * (groups * (zero ? 5 : 4) + 4));

@@ -142,7 +142,7 @@ DENOISE_OP(attention) {
                                              std::to_string(q.last()) + " and " + std::to_string(heads)};
     }
     AttentionArgs args{q.data, k.data, v.data, bias.as<const float>(), out.data, {}, {}, {}, {}, {},
-                       uint32_t(q.sizes[1]), uint32_t(q.sizes[2]), uint32_t(k.sizes[2]), uint32_t(q.last()),
+                       count32(q.sizes[1]), count32(q.sizes[2]), count32(k.sizes[2]), count32(q.last()),
                        call.f32(op::param_scale), call.i32(op::param_causal) != 0};
     for (int axis = 0; axis < 3; axis++) {
         args.q_strides[axis] = q.strides[axis];

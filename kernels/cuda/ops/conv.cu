@@ -34,7 +34,7 @@ DENOISE_OP(conv) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         const ConvInput<T> input{shape, x.as<const T>(), call.view(op::cache).as<const T>()};
-        gemm<T>(call, ConvOperands<T>{input, weight.as<const T>(), uint32_t(sizes.k)}, e, sizes);
+        gemm<T>(call, ConvOperands<T>{input, weight.as<const T>(), count32(sizes.k)}, e, sizes);
     });
 }
 

@@ -12,7 +12,7 @@ struct Ids {
     int64_t step;
     uint32_t width;
     explicit Ids(const View& view)
-        : data(view.as<const int32_t>()), rows(view), step(view.stride(0)), width(uint32_t(view.last())) {}
+        : data(view.as<const int32_t>()), rows(view), step(view.stride(0)), width(count32(view.last())) {}
     __device__ int32_t at(uint32_t place) const {
         return data[rows.offset(place / width) + int64_t(place % width) * step];
     }
@@ -63,7 +63,7 @@ template <class T, class Table>
 static void embed(const Call& call, const View& ids, const Table& table, int64_t table_rows, const View& out) {
     const Teams teams(ids.length(), out.last());
     launch(call, embedding_kernel<T, Table>, teams.blocks, teams.threads, 0, Ids(ids), table, table_rows, out.as<T>(),
-           RowMap(out), uint32_t(ids.length()), uint32_t(out.last()), call.device.complaint);
+           RowMap(out), count32(ids.length()), count32(out.last()), call.device.complaint);
 }
 
 } // namespace denoise
@@ -129,8 +129,8 @@ DENOISE_OP(timestep_embedding) {
                             out.as<float>(),
                             out.strides[0],
                             out.strides[1],
-                            uint32_t(out.sizes[1] / 2),
-                            uint32_t(out.sizes[1]),
+                            count32(out.sizes[1] / 2),
+                            count32(out.sizes[1]),
                             float(-std::log(double(call.f32(op::param_max_period)))),
                             call.f32(op::param_shift),
                             call.f32(op::param_scale),
@@ -175,7 +175,7 @@ DENOISE_OP(rotary_embedding) {
     namespace op = schema::rotary_embedding;
     const View ids = call.view(op::ids), out = call.view(op::out);
     RotaryArgs args{ids.as<const float>(), ids.strides[0],         ids.strides[1],         out.as<float>(),
-                    uint32_t(out.sizes[1]), uint32_t(out.sizes[2]), {}, 0, double(call.f32(op::param_theta))};
+                    count32(out.sizes[1]), count32(out.sizes[2]), {}, 0, double(call.f32(op::param_theta))};
     for (int axis = 0; axis < 4; axis++) {
         const int size = call.i32(op::param_axis0 + axis);
         if (size > 0) args.sizes[args.axes++] = size;

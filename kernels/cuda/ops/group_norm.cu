@@ -78,7 +78,7 @@ static Grid grid_of(const Call& call) {
     namespace op = schema::group_norm;
     const View x = with_frames(call.view(op::x));
     const View scale = with_frames(call.view(op::scale)), shift = with_frames(call.view(op::shift));
-    Grid grid{scale.data, shift.data, {}, {}, uint32_t(x.sizes[1]), uint32_t(x.sizes[2]), uint32_t(x.sizes[3]), {1, 1, 1},
+    Grid grid{scale.data, shift.data, {}, {}, count32(x.sizes[1]), count32(x.sizes[2]), count32(x.sizes[3]), {1, 1, 1},
               uint32_t(call.i32(op::param_first))};
     if (!scale.present()) return grid;
     for (int axis = 0; axis < 4; axis++) {
@@ -108,8 +108,8 @@ DENOISE_OP(group_norm) {
                              grid_of(call),
                              out.data,
                              RowMap(out),
-                             uint32_t(x.rows() / images),
-                             uint32_t(x.last() / groups),
+                             count32(x.rows() / images),
+                             count32(x.last() / groups),
                              call.f32(op::param_eps),
                              schema::Activation(call.params[op::param_act])};
     const int64_t work = x.length() / images / groups;

@@ -30,7 +30,7 @@ DENOISE_OP(linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
-        const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), uint32_t(round_up(k, INNER))};
+        const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
         gemm<T>(call, operands, e, {out.rows(), n, k, 1});
     });
 }
@@ -105,7 +105,7 @@ DENOISE_OP(matmul) {
     with_float(a.dtype, [&](auto zero) {
         using T = decltype(zero);
         const MatmulOperands<T> operands{a.as<const T>(), b.as<const T>(), RowMap(matrices(a)), RowMap(matrices(b)),
-                                         a.stride(1), a.stride(0), b.stride(1), b.stride(0), uint32_t(m)};
+                                         a.stride(1), a.stride(0), b.stride(1), b.stride(0), count32(m)};
         gemm<T>(call, operands, e, {m, n, k, out.rows() / m});
     });
 }

@@ -93,8 +93,8 @@ DENOISE_OP(layer_norm) {
                         Modulation(call.broadcast(op::shift, x)),
                         out.data,
                         RowMap(out),
-                        uint32_t(x.rows()),
-                        uint32_t(x.last()),
+                        count32(x.rows()),
+                        count32(x.last()),
                         call.f32(op::param_eps),
                         true,
                         schema::Rows(call.params[op::param_rows])};
@@ -112,8 +112,8 @@ DENOISE_OP(rms_norm) {
                         Modulation(View{}),
                         out.data,
                         RowMap(out),
-                        uint32_t(x.rows()),
-                        uint32_t(x.last()),
+                        count32(x.rows()),
+                        count32(x.last()),
                         call.f32(op::param_eps),
                         false,
                         schema::Rows(call.params[op::param_rows])};

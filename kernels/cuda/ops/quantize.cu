@@ -99,7 +99,7 @@ struct GroupsOf {
 };
 
 static GroupsOf groups_of(const View& weight, const Format& format, schema::DType dtype) {
-    return {weight.data, weight.strides[0], uint32_t(format.groups(weight.sizes[1])), format.group, dtype};
+    return {weight.data, weight.strides[0], count32(format.groups(weight.sizes[1])), format.group, dtype};
 }
 
 template <class T> __global__ void scale_kernel(GroupsOf groups, Scaling scaling, float* out, uint32_t count) {
@@ -143,7 +143,7 @@ DENOISE_OP(quantize_scale) {
     const Scaling scaling(format, call.i32(op::param_symmetric) == 1, dtype);
     const GroupsOf groups = groups_of(weight, format, dtype);
     const bool whole = call.i32(op::param_group) == 0;
-    const uint32_t count = uint32_t(n * groups.groups);
+    const uint32_t count = count32(n * groups.groups);
     const Teams teams(count, groups.size);
     with_float(weight.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -163,7 +163,7 @@ DENOISE_OP(quantize_zero_point) {
     const View weight = call.view(op::weight), out = call.view(op::out);
     const Format format = format_of(call, op::param_format, -1, -1, op::param_group, weight.sizes[1]);
     const GroupsOf groups = groups_of(weight, format, schema::DType(call.params[op::param_dtype]));
-    const uint32_t count = uint32_t(out.length());
+    const uint32_t count = count32(out.length());
     const Teams teams(count, groups.size);
     with_float(weight.dtype, [&](auto zero) {
         launch(call, zero_kernel<decltype(zero)>, teams.blocks, teams.threads, 0, groups,
@@ -277,8 +277,8 @@ DENOISE_OP(quantize_codes) {
                       weight.strides[0],
                       call.view(op::scale).as<const float>(),
                       call.view(op::zero).as<const int8_t>(),
-                      uint32_t(k),
-                      uint32_t(format.groups(k)),
+                      count32(k),
+                      count32(format.groups(k)),
                       format,
                       small_of(format),
                       schema::DType(call.params[op::param_dtype])};
@@ -321,8 +321,8 @@ DENOISE_OP(dequantize) {
                         codes.strides[0],
                         call.view(op::scale).as<const float>(),
                         call.view(op::zero).as<const int8_t>(),
-                        uint32_t(k),
-                        uint32_t(format.groups(k)),
+                        count32(k),
+                        count32(format.groups(k)),
                         format};
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -353,6 +353,6 @@ DENOISE_OP(prune_semi_structured) {
     with_float(weight.dtype, [&](auto zero) {
         using T = decltype(zero);
         launch(call, prune_kernel<T>, blocks_over(count), 256, 0, weight.as<const T>(), weight.strides[0], out.as<T>(),
-               uint32_t(weight.sizes[1] / 4), uint64_t(count));
+               count32(weight.sizes[1] / 4), uint64_t(count));
     });
 }

@@ -24,8 +24,8 @@ DENOISE_OP(quantize_rows) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         launch(call, quantize_rows_kernel<T>, teams.blocks, teams.threads, 0, x.as<const T>(), RowMap(x),
-               call.view(op::amax).as<const float>(), out.as<uint8_t>(), RowMap(out), kind, uint32_t(x.rows()),
-               uint32_t(x.last()));
+               call.view(op::amax).as<const float>(), out.as<uint8_t>(), RowMap(out), kind, count32(x.rows()),
+               count32(x.last()));
     });
 }
 

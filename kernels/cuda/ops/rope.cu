@@ -52,10 +52,10 @@ static void run_rope(const Call& call, const View& x, const View& out, const Vie
                         sin.strides[0],
                         out.data,
                         RowMap(out),
-                        uint32_t(x.rows()),
-                        uint32_t(x.sizes[2]),
-                        uint32_t(x.sizes[1]),
-                        uint32_t(x.last()),
+                        count32(x.rows()),
+                        count32(x.sizes[2]),
+                        count32(x.sizes[1]),
+                        count32(x.last()),
                         eps,
                         norm};
     const Teams teams(x.length() > 0 ? x.rows() : 0, x.last());

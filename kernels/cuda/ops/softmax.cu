@@ -27,7 +27,7 @@ DENOISE_OP(softmax) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         launch(call, softmax_kernel<T>, teams.blocks, teams.threads, 0, x.as<const T>(), RowMap(x), out.as<T>(),
-               RowMap(out), uint32_t(x.rows()), uint32_t(x.last()));
+               RowMap(out), count32(x.rows()), count32(x.last()));
     });
 }
 
@@ -38,7 +38,7 @@ struct Places {
     RowMap rows;
     int64_t step;
     uint32_t width;
-    explicit Places(const View& view) : rows(view), step(view.stride(0)), width(uint32_t(view.last())) {}
+    explicit Places(const View& view) : rows(view), step(view.stride(0)), width(count32(view.last())) {}
     __device__ int64_t offset(uint32_t index) const {
         return rows.offset(index / width) + int64_t(index % width) * step;
     }
@@ -78,6 +78,6 @@ DENOISE_OP(reduce) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         launch(call, reduce_kernel<T>, teams.blocks, teams.threads, 0, x.as<const T>(), RowMap(x), out.as<T>(),
-               Places(out), kind, uint32_t(x.rows()), uint32_t(x.last()));
+               Places(out), kind, count32(x.rows()), count32(x.last()));
     });
 }
