@@ -34,6 +34,7 @@ Deno.test("every golden of the fixtures is reproduced on every level, and dumped
         "quantization",
         "random",
         "shapes-flux",
+        "cogvideox-pipeline-mini",
       ]
     ) {
       const expected = openSafetensors(`tests/fixtures/${folder}/cases.safetensors`);

@@ -45,7 +45,7 @@ export interface FrameReader {
   readonly frameCount: number;
   /** Texts by keyword. */
   readonly metadata: Readonly<Record<string, string>>;
-  /** The frames from the first, RGB. */
+  /** The frames from the first, RGB: `frameCount` of them, or an error. */
   frames(): AsyncGenerator<Uint8Array<ArrayBuffer>>;
 }
 

@@ -4,16 +4,20 @@
  * @module
  */
 
-import type { InputVideoTrack } from "npm:mediabunny@1.61.0";
+import type { EncodedPacketSink, InputVideoTrack } from "npm:mediabunny@1.61.0";
 import { loadLibrary } from "../../ffi/library.ts";
 import { NativeVideo, type VideoColour } from "../../ffi/native.ts";
 import { DenoiseError, NativeError } from "../errors.ts";
 import type { Destination } from "./destination.ts";
 import { type FrameReader, type FrameWriter, pixelsOf, readingFile, type VideoFormatOptions } from "./frames.ts";
 
-// Named in full: a module that is imported by URL does not see its own import map. Loaded when a video is, as it takes
-// longer to load than the rest of the library.
-const mediabunny = () => import("npm:mediabunny@1.61.0");
+/** Loaded when a video is written or read, and told to print nothing: what goes wrong is an error here. */
+async function mediabunny(): Promise<typeof import("npm:mediabunny@1.61.0")> {
+  // Named in full: a module that is imported by URL does not see its own import map.
+  const library = await import("npm:mediabunny@1.61.0");
+  library.Logging.level = library.LogLevel.Silent;
+  return library;
+}
 
 /** The sides and the number of pixels that the encoder takes. */
 const MIN_SIDE = 16;
@@ -83,8 +87,8 @@ export async function createMp4(destination: Destination, options: VideoFormatOp
       encoder[Symbol.dispose]();
     },
     async cancel() {
-      await output.cancel();
       encoder[Symbol.dispose]();
+      if (output.state === "started") await output.cancel();
     },
   };
 }
@@ -120,6 +124,7 @@ export async function openMp4(bytes: Uint8Array<ArrayBuffer>, options: { file: s
   const reading = <T>(read: () => T | Promise<T>) => readingFile({ file, format: "an MP4" }, read);
   const input = new Input({ source: new BufferSource(bytes), formats: [MP4, QTFF] });
   return await reading(async () => {
+    checkCounts(bytes);
     const track = await input.getPrimaryVideoTrack();
     const codec = await track?.getCodec();
     const description = track && codec === "avc" ? (await track.getDecoderConfig())?.description : undefined;
@@ -132,7 +137,7 @@ export async function openMp4(bytes: Uint8Array<ArrayBuffer>, options: { file: s
     }
     const parameters = readParameters(bytesOf(description));
     const sink = new EncodedPacketSink(track);
-    const { frameCount, fps } = await timing(track, sink);
+    const { frameCount, fps } = await timing(track, sink, bytes.length);
     const [width, height] = await Promise.all([track.getCodedWidth(), track.getCodedHeight()]);
     const { raw = {} } = await input.getMetadataTags();
     const metadata = Object.fromEntries(
@@ -149,34 +154,77 @@ export async function openMp4(bytes: Uint8Array<ArrayBuffer>, options: { file: s
         using decoder = NativeVideo.decoder("h264", colour);
         const packets = sink.packets();
         let head: readonly Uint8Array[] = parameters.sets;
-        for (;;) {
-          const packet = await reading(() => packets.next());
-          if (packet.done) break;
-          const { data } = packet.value;
-          const output = await reading(() => decoder.push(toByteStream(data, { ...parameters, head })));
-          head = [];
-          if (output.length > 0) yield await reading(() => pixelsOf(output, { width, height }));
-        }
-        for (;;) {
-          const output = await reading(() => decoder.drain());
-          if (output.length === 0) return;
-          yield await reading(() => pixelsOf(output, { width, height }));
+        for (let given = 0; given < frameCount; given++) {
+          const pixels = await reading(async () => {
+            // The decoder holds pictures back until it knows their order.
+            for (;;) {
+              const { value } = await packets.next();
+              const output = value
+                ? await decoder.push(toByteStream(value.data, { ...parameters, head }))
+                : await decoder.drain();
+              head = [];
+              if (output.length > 0) return pixelsOf(output, { width, height });
+              if (!value) throw new Error(`it has ${given} of its ${frameCount} frames`);
+            }
+          });
+          yield pixels;
         }
       },
     };
   });
 }
 
+/** Boxes that hold boxes. */
+const CONTAINERS = new Set(["moov", "trak", "mdia", "minf", "stbl", "mvex", "moof", "traf"]);
+/** Boxes whose entries count samples: the bytes of an entry, and where in it the count stands. */
+const COUNTS: Readonly<Record<string, { entry: number; at: number }>> = {
+  stts: { entry: 8, at: 0 },
+  ctts: { entry: 8, at: 0 },
+  stsc: { entry: 12, at: 4 },
+};
+
+/**
+ * Refuses an index whose few bytes tell of more samples than the file has bytes, as they would be gone through one by
+ * one. What else is wrong with it is found when it is read.
+ */
+function checkCounts(bytes: Uint8Array): void {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const check = (type: string, count: number) => {
+    if (count > bytes.length) throw new Error(`its box ${type} tells of ${count} samples in ${bytes.length} bytes`);
+  };
+  const walk = (start: number, end: number) => {
+    for (let at = start; at + 16 <= end;) {
+      const type = new TextDecoder("latin1").decode(bytes.subarray(at + 4, at + 8));
+      const short = view.getUint32(at); // 1: the size follows in 64 bits; 0: to the end
+      const size = short === 1 ? Number(view.getBigUint64(at + 8)) : short || end - at;
+      const content = at + (short === 1 ? 16 : 8);
+      const next = Math.min(end, at + Math.max(size, 8));
+      if (CONTAINERS.has(type)) walk(content, next);
+      if (type === "trun" && content + 8 <= next) check(type, view.getUint32(content + 4));
+      const counts = COUNTS[type];
+      if (counts) {
+        for (let entry = content + 8; entry + counts.entry <= next; entry += counts.entry) {
+          check(type, view.getUint32(entry + counts.at));
+        }
+      }
+      at = next;
+    }
+  };
+  walk(0, bytes.length);
+}
+
 /** How many frames there are, and how many a second: exact where all are shown for the same time. */
 async function timing(
   track: InputVideoTrack,
-  sink: { packets(...args: unknown[]): AsyncGenerator<{ timestamp: number; duration: number }> },
+  sink: EncodedPacketSink,
+  fileBytes: number,
 ): Promise<{ frameCount: number; fps: number }> {
   const resolution = await track.getTimeResolution();
   let frameCount = 0;
   let ticks = 0;
   for await (const { duration } of sink.packets(undefined, undefined, { metadataOnly: true })) {
-    frameCount++;
+    // An index of a few bytes may tell of billions.
+    if (++frameCount > fileBytes) throw new Error(`its index tells of more frames than it has bytes`);
     ticks += Math.round(duration * resolution);
   }
   const fps = frameCount * resolution / ticks;

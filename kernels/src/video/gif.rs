@@ -7,8 +7,8 @@ use std::io::{self, Cursor};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 
-/// How thorough the choice of a palette of more than 256 colours is, from 1 (and slow) to 30.
-const PALETTE_SPEED: i32 = 10;
+/// A palette of more than 256 colours is chosen from about this many of a frame's pixels.
+const PALETTE_PIXELS: u32 = 1 << 15;
 /// The most pixels that a GIF's screen may have to be read: a header of a few bytes may ask for 4 billion.
 const MAX_PIXELS: usize = 1 << 26;
 
@@ -68,7 +68,9 @@ impl Encoder {
 impl Coder for Encoder {
     fn push(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<()> {
         check_frame(input, self.width as usize, self.height as usize)?;
-        let mut frame = Frame::from_rgb_speed(self.width, self.height, input, PALETTE_SPEED);
+        // Of every so many pixels one is looked at, 1 to 30.
+        let every = (self.width as u32 * self.height as u32 / PALETTE_PIXELS).clamp(1, 30) as i32;
+        let mut frame = Frame::from_rgb_speed(self.width, self.height, input, every);
         frame.delay = self.next_delay();
         let encoder = self.encoder.as_mut().ok_or_else(|| bad("The GIF has been ended"))?;
         encoder.write_frame(&frame).map_err(refused)?;
