@@ -88,7 +88,7 @@ export {
 export * from "./lib/schedulers/ddim_cogvideox.ts";
 export * from "./lib/schedulers/dpm_cogvideox.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
-export * from "./lib/tensor/device.ts";
+export { Device, type DeviceName, type DeviceOptions } from "./lib/tensor/device.ts";
 export {
   type CallOptions,
   CompiledFunction,
