@@ -69,7 +69,7 @@ export interface CogVideoXStepOutputs<T> {
 const f32 = Math.fround;
 
 /** What PyTorch rounds each operation to. */
-export type Round = (x: number) => number;
+type Round = (x: number) => number;
 
 /** The base of CogVideoX's schedulers. */
 export abstract class CogVideoXScheduler {
@@ -79,8 +79,8 @@ export abstract class CogVideoXScheduler {
   readonly alphasCumprod: Float64Array<ArrayBuffer>;
   /** What the model is told before each step, from noise to none. Before `setTimesteps`, the training schedule. */
   timesteps: Int32Array<ArrayBuffer>;
-  /** Schedules of diffusers are in float64 or float32. */
-  protected readonly round: Round;
+  /** What PyTorch rounds each operation to: diffusers has schedules in float64 and in float32. */
+  protected readonly round: (x: number) => number;
   #steps: number;
 
   /**
