@@ -140,7 +140,7 @@ fn gif_of_few_colours_comes_back_exactly() {
     let mut encoder = Video::encoder(Format::Gif, width, height, 8.0, 0).unwrap();
     let mut file: Vec<u8> = frames.iter().flat_map(|frame| push(&mut encoder, frame).unwrap()).collect();
     file.extend(drain(&mut encoder).unwrap());
-    assert_eq!(drain(&mut encoder).unwrap(), []);
+    assert!(drain(&mut encoder).unwrap().is_empty());
     let (decoded, end) = decode(Format::Gif, &[file]);
     end.unwrap();
     assert_eq!(decoded.iter().map(|frame| frame.2).collect::<Vec<_>>(), [13, 12, 13, 12, 13]); // ends at 12.5 i, rounded
