@@ -45,6 +45,7 @@ export * from "./lib/models/clip_text_model.ts";
 export * from "./lib/models/cogvideox_transformer_3d_model.ts";
 export * from "./lib/models/config.ts";
 export * from "./lib/models/flux_transformer_2d_model.ts";
+export type { VideoFrames, VideoShape } from "./lib/models/frame_tiles.ts";
 export * from "./lib/models/t5_encoder_model.ts";
 export type { LoadOptions } from "./lib/nn/checkpoint.ts";
 export * from "./lib/nn/layers.ts";
@@ -82,11 +83,12 @@ export {
   type CogVideoXSchedulerConfig,
   type CogVideoXStepInputs,
   type CogVideoXStepOutputs,
+  type Round,
 } from "./lib/schedulers/cogvideox.ts";
 export * from "./lib/schedulers/ddim_cogvideox.ts";
 export * from "./lib/schedulers/dpm_cogvideox.ts";
 export * from "./lib/schedulers/flow_match_euler_discrete.ts";
-export * from "./lib/tensor/device.ts";
+export { Device, type DeviceName, type DeviceOptions } from "./lib/tensor/device.ts";
 export {
   type CallOptions,
   CompiledFunction,

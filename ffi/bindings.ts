@@ -2,9 +2,9 @@
 
 /** The functions of the native library, as `Deno.dlopen` takes them. */
 export const SYMBOLS = {
-  "denoise_buffer_create": { "parameters": ["f64", "buffer", "usize"], "result": "u32", "nonblocking": false },
+  "denoise_buffer_create": { "parameters": ["u32", "f64", "buffer", "usize"], "result": "u32", "nonblocking": false },
   "denoise_buffer_map": {
-    "parameters": ["buffer", "usize", "f64", "f64", "buffer", "usize"],
+    "parameters": ["u32", "buffer", "usize", "f64", "f64", "buffer", "usize"],
     "result": "u32",
     "nonblocking": false,
   },
@@ -15,6 +15,11 @@ export const SYMBOLS = {
   },
   "denoise_buffer_write": {
     "parameters": ["u32", "f64", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
+  },
+  "denoise_cuda_open": {
+    "parameters": ["buffer", "usize", "u32", "buffer", "usize"],
     "result": "u32",
     "nonblocking": false,
   },

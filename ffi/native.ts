@@ -18,9 +18,12 @@ const CODES = [
   "cancelled",
   "internal",
   "mismatch",
+  "unavailable",
 ] as const;
 
 const ERROR_BYTES = 1024;
+/** What stands for the host's memory in place of a device. */
+const HOST = 0;
 const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
@@ -69,10 +72,31 @@ abstract class Handle implements Disposable {
   }
 }
 
-/** A CPU with its threads. */
+/** A CPU of an instruction level (the best by default) with a number of threads (all by default). */
+export interface CpuOptions {
+  /** The level. */
+  level?: string | undefined;
+  /** The number of threads. */
+  threads?: number | undefined;
+}
+
+/** A device of a CUDA library. */
+export interface CudaOptions {
+  /** The library's path. */
+  library: string;
+  /** The device's number. */
+  ordinal: number;
+}
+
+/** A CPU with its threads, or a device of a CUDA library. */
 export class NativeDevice extends Handle {
-  /** Opens one of an instruction level (the best by default) with a number of threads (all by default). */
-  constructor(options: { level?: string | undefined; threads?: number | undefined } = {}) {
+  /** Opens one. */
+  constructor(options: CpuOptions | CudaOptions = {}) {
+    if ("library" in options) {
+      const path = encoder.encode(options.library);
+      super(call((s, e, n) => s.denoise_cuda_open(path, length(path), options.ordinal, e, n)));
+      return;
+    }
     const { level = "", threads = 0 } = options;
     if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
       throw new RangeError(`The number of threads is 1 to 1024, got ${threads}`);
@@ -83,31 +107,48 @@ export class NativeDevice extends Handle {
   }
 }
 
-/** Memory that programs read and write. */
+/** Some bytes of a file. */
+export interface FilePart {
+  /** The first. */
+  offset: number;
+  /** How many. */
+  byteLength: number;
+}
+
+/** Memory that programs read and write: the host's, which CPUs share, unless it is told a device that has its own. */
 export class NativeBuffer extends Handle {
   /** Its size in bytes. */
   readonly byteLength: number;
+  /** The device in whose own memory it lies. */
+  readonly device: NativeDevice | undefined;
 
-  private constructor(handle: number, byteLength: number) {
+  private constructor(
+    handle: number,
+    { byteLength, device }: { byteLength: number; device: NativeDevice | undefined },
+  ) {
     super(handle);
     this.byteLength = byteLength;
+    this.device = device;
   }
 
   /** Zeroed memory. */
-  static create(byteLength: number): NativeBuffer {
-    return new NativeBuffer(call((s, e, n) => s.denoise_buffer_create(byteLength, e, n)), byteLength);
+  static create(byteLength: number, device?: NativeDevice): NativeBuffer {
+    const where = device?.handle ?? HOST;
+    const handle = call((s, e, n) => s.denoise_buffer_create(where, byteLength, e, n));
+    return new NativeBuffer(handle, { byteLength, device });
   }
 
-  /** A part of a file, which is mapped and not copied. */
-  static map(path: string, offset: number, byteLength: number): NativeBuffer {
+  /** A part of a file, which is mapped, or copied to a device. */
+  static map(path: string, { offset, byteLength }: FilePart, device?: NativeDevice): NativeBuffer {
     const name = encoder.encode(path);
-    const handle = call((s, e, n) => s.denoise_buffer_map(name, length(name), offset, byteLength, e, n));
-    return new NativeBuffer(handle, byteLength);
+    const where = device?.handle ?? HOST;
+    const handle = call((s, e, n) => s.denoise_buffer_map(where, name, length(name), offset, byteLength, e, n));
+    return new NativeBuffer(handle, { byteLength, device });
   }
 
   /** Memory with a copy of some bytes. */
-  static from(bytes: Uint8Array<ArrayBuffer>): NativeBuffer {
-    const buffer = NativeBuffer.create(bytes.byteLength);
+  static from(bytes: Uint8Array<ArrayBuffer>, device?: NativeDevice): NativeBuffer {
+    const buffer = NativeBuffer.create(bytes.byteLength, device);
     if (bytes.byteLength > 0) buffer.write(bytes);
     return buffer;
   }

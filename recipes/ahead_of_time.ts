@@ -1,4 +1,4 @@
-#!/usr/bin/env -S deno run --no-prompt --allow-read --allow-write --allow-ffi=kernels/target/release --allow-env=DENOISE_AUTOTUNE,DENOISE_AUTOTUNE_PATH,DENOISE_CACHE,DENOISE_DUMP,DENOISE_LEVEL,DENOISE_LIBRARY,HOME,LOCALAPPDATA,XDG_CACHE_HOME
+#!/usr/bin/env -S deno run --no-prompt --allow-read --allow-write --allow-ffi=kernels/target/release --allow-env=DENOISE_AUTOTUNE,DENOISE_AUTOTUNE_PATH,DENOISE_CACHE,DENOISE_CUDA_LIBRARY,DENOISE_DEVICE,DENOISE_DUMP,DENOISE_LEVEL,DENOISE_LIBRARY,HOME,LOCALAPPDATA,XDG_CACHE_HOME
 /** Compiles the demo into one file, and makes a picture from it: `recipes/ahead_of_time.ts [SCHEME]`. */
 
 import { compile, FluxPipeline, formatBytes, formatSeconds, formatTable, quantize } from "../mod.ts";

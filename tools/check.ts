@@ -10,6 +10,8 @@ const crate = ["--manifest-path", "kernels/Cargo.toml"];
 /** The checks by name: the command of each. The first gives those after it a library to open. */
 const CHECKS: Readonly<Record<string, readonly string[]>> = {
   "the native library is built": ["deno", "task", "--quiet", "build"],
+  "the CUDA library is built": ["deno", "task", "--quiet", "build:cuda"],
+  "the emulated CUDA library is built": ["deno", "task", "--quiet", "build:cuda-emulated"],
   "TypeScript is formatted": ["deno", "fmt", "--check"],
   "TypeScript is linted": ["deno", "lint"],
   "TypeScript is typed": ["deno", "check", "."],
@@ -18,6 +20,7 @@ const CHECKS: Readonly<Record<string, readonly string[]>> = {
   "the schema of kernels is in step": ["deno", "run", "--allow-all", "tools/generate_schema.ts", "--check"],
   "the bindings are in step": ["deno", "run", "--allow-all", "tools/generate_bindings.ts", "--check"],
   "TypeScript's tests cover it": ["deno", "test", "--allow-all", "--quiet", `--coverage=${COVERAGE}`, "tests"],
+  "the CUDA kernels pass under sanitizers": ["deno", "task", "--quiet", "sanitize"],
   "Rust's tests pass": ["cargo", "test", "--release", "--locked", ...crate],
   "Rust is formatted": ["cargo", "fmt", "--check", ...crate],
   "Rust is linted": ["cargo", "clippy", "--release", "--locked", "--all-targets", ...crate, "--", "-D", "warnings"],

@@ -1,6 +1,6 @@
 /**
- * Writes the schema of kernels into Rust: `deno run -RW tools/generate_schema.ts`, or `--check` to see whether the
- * committed file is in step.
+ * Writes the schema of kernels into Rust and C++: `deno run -RW tools/generate_schema.ts`, or `--check` to see whether
+ * the committed files are in step.
  *
  * @module
  */
@@ -150,23 +150,75 @@ ${
 }];
 `;
 
-const file = new URL("../kernels/src/schema.rs", import.meta.url);
-const format = new Deno.Command("rustfmt", {
-  args: ["--edition", "2021", "--config-path", new URL("../kernels", import.meta.url).pathname],
-  stdin: "piped",
-  stdout: "piped",
-}).spawn();
-const writer = format.stdin.getWriter();
-await writer.write(new TextEncoder().encode(rust));
-await writer.close();
-const { stdout, success } = await format.output();
-if (!success) throw new Error("rustfmt could not read what was generated");
-const text = new TextDecoder().decode(stdout);
-if (Deno.args.includes("--check")) {
-  if (await Deno.readTextFile(file) !== text) {
-    console.error("kernels/src/schema.rs is not what lib/graph/schema.ts says: run `deno task generate`");
+/** Codes of C++, whose names are the schema's own. */
+const codes = (name: string, doc: string, values: Record<string, number>) =>
+  `/// ${doc}
+enum class ${name} : uint32_t {
+${Object.entries(values).map(([key, code]) => `    ${key} = ${code},\n`).join("")}};
+`;
+
+/** The places of a kernel's operands and parameters. */
+const places = (name: string, { operands, params }: KernelSpec) =>
+  `namespace ${name} {
+enum Operand { ${Object.keys(operands).join(", ")} };
+${
+    Object.keys(params).length > 0
+      ? `enum Param { ${Object.keys(params).map((key) => `param_${snake(key)}`).join(", ")} };\n`
+      : ""
+  }}
+`;
+
+const cpp = `// Written by tools/generate_schema.ts from lib/graph/schema.ts; change that, not this.
+#pragma once
+
+#include <cstdint>
+
+namespace denoise::schema {
+
+/// The schema's hash.
+constexpr uint32_t HASH[2] = {${high}u, ${low}u};
+
+${codes("DType", "An element type.", Object.fromEntries(Object.entries(DTYPES).map(([k, v]) => [k, v.code])))}
+/// The size of one element in bytes.
+constexpr int size_of(DType dtype) {
+    constexpr int sizes[] = {${
+  Object.values(DTYPES).toSorted((a, b) => a.code - b.code).map(({ size }) => size).join(", ")
+}};
+    return sizes[int(dtype)];
+}
+
+${codes("Unary", "An element-wise function of one operand.", UNARY)}
+${codes("Activation", "An activation fused into another kernel.", ACTIVATION)}
+${codes("Binary", "An element-wise function of two operands.", BINARY)}
+${codes("Reduce", "A reduction of the last axis.", REDUCE)}
+${codes("Format", "How a quantized weight is stored.", FORMAT)}
+${codes("Rows", "How rows of activations are quantized at run time.", ROWS)}
+// The places of operands and parameters, by kernel.
+
+${kernels.map(([name, spec]) => places(name, spec)).join("\n")}
+} // namespace denoise::schema
+`;
+
+async function formatted(source: string): Promise<string> {
+  const format = new Deno.Command("rustfmt", {
+    args: ["--edition", "2021", "--config-path", new URL("../kernels", import.meta.url).pathname],
+    stdin: "piped",
+    stdout: "piped",
+  }).spawn();
+  const writer = format.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(source));
+  await writer.close();
+  const { stdout, success } = await format.output();
+  if (!success) throw new Error("rustfmt could not read what was generated");
+  return new TextDecoder().decode(stdout);
+}
+
+const files = { "kernels/src/schema.rs": await formatted(rust), "kernels/cuda/schema.h": cpp };
+for (const [name, text] of Object.entries(files)) {
+  const file = new URL(`../${name}`, import.meta.url);
+  if (!Deno.args.includes("--check")) await Deno.writeTextFile(file, text);
+  else if (await Deno.readTextFile(file) !== text) {
+    console.error(`${name} is not what lib/graph/schema.ts says: run \`deno task generate\``);
     Deno.exit(1);
   }
-} else {
-  await Deno.writeTextFile(file, text);
 }

@@ -20,6 +20,7 @@ import { Tokenizer } from "../lib/pipelines/tokenizer.ts";
 import { CogVideoXDDIMScheduler } from "../lib/schedulers/ddim_cogvideox.ts";
 import { CogVideoXDPMScheduler } from "../lib/schedulers/dpm_cogvideox.ts";
 import { calculateShift, FlowMatchEulerDiscreteScheduler } from "../lib/schedulers/flow_match_euler_discrete.ts";
+import { NativeError } from "../lib/errors.ts";
 import { linspace } from "../lib/schedulers/linspace.ts";
 import { bf16BitsToF32, f16BitsToF32 } from "../lib/tensor/convert.ts";
 import { Device } from "../lib/tensor/device.ts";
@@ -35,6 +36,8 @@ import {
 
 /** The levels that there are kernels for; a CPU has some of them. */
 const LEVELS = ["portable", "avx2", "avx512", "avx512bf16"] as const;
+/** The device that runs the CUDA kernels thread by thread, after the levels; too slow for whole pictures. */
+const EMULATED = "cuda-emulated";
 
 /** How an error is measured, and the most that it may be (the least, for a PSNR). */
 const MEASURES = {
@@ -633,6 +636,17 @@ async function dumpFolder(out: string, { name }: Folder, { tensors, texts }: Run
   }
 }
 
+/** The emulated device, where its library was built. */
+async function emulatedDevice(): Promise<string[]> {
+  try {
+    using _device = await Device.open({ device: EMULATED });
+    return [EMULATED];
+  } catch (error) {
+    if (error instanceof NativeError && error.code === "unavailable") return [];
+    throw error;
+  }
+}
+
 /** Checks all folders; gives the number of checks that passed, failed and were skipped. */
 async function checkAll(
   root: string,
@@ -652,7 +666,7 @@ async function checkAll(
     const shown = Number.isInteger(error) ? String(error) : error.toPrecision(3);
     console.log(`${passed ? "passed " : "FAILED "}  ${where}: ${measure} ${shown}${note ? ` (${note})` : ""}`);
   };
-  const available = await Device.levels();
+  const available: readonly string[] = [...await Device.levels(), ...await emulatedDevice()];
   for await (const folder of foldersBelow(root)) {
     const checker = CHECKERS[folder.kind];
     if (!checker) {
@@ -660,13 +674,15 @@ async function checkAll(
       continue;
     }
     const best = LEVELS.findLast((level) => available.includes(level));
-    for (const level of checker.everyLevel ? LEVELS : [best]) {
+    const levels = checker.everyLevel ? [...LEVELS, ...folder.kind === "shapes-flux" ? [] : [EMULATED]] : [best];
+    for (const level of levels) {
       const name = checker.everyLevel ? { level: level! } : {};
       if (!available.includes(level!)) {
-        report(folder.name, { name: folder.kind, ...name, skipped: "a level that this CPU lacks" });
+        const skipped = level === EMULATED ? "a library that was not built" : "a level that this CPU lacks";
+        report(folder.name, { name: folder.kind, ...name, skipped });
         continue;
       }
-      using device = await Device.open({ level });
+      using device = await Device.open(level === EMULATED ? { device: level } : { level });
       const run: Run = { device, tensors: [], texts: [] };
       try {
         for await (const outcome of checker.check(folder, run)) report(folder.name, { ...outcome, ...name });

@@ -188,6 +188,7 @@ KINDS = {
     "linear_int8dq": linear_int8dq,
     "sdpa": sdpa,
     "conv2d": conv2d,
+    "conv3d": conv3d,
     "block": block,
     "cogvideox_block": cogvideox_block,
     "pipeline": pipeline,

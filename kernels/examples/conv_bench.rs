@@ -170,7 +170,7 @@ const SHAPES: [Shape; 26] = [
 ];
 
 /// Runs that the fastest is of.
-const RUNS: usize = 4;
+const RUNS: usize = 2;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();

@@ -1,5 +1,6 @@
-//! Buffers: memory of the library's own, or a part of a mapped file.
+//! Buffers: memory of the library's own, a part of a mapped file, or memory of a CUDA device.
 
+use crate::cuda::Memory as DeviceMemory;
 use crate::error::{Code, Error, Result};
 use memmap2::{Mmap, MmapMut};
 use std::collections::HashMap;
@@ -14,6 +15,8 @@ pub enum Buffer {
     Owned(Owned),
     /// Bytes of a file; never written.
     Mapped(Mapped),
+    /// Memory of a CUDA device.
+    Device(DeviceMemory),
 }
 
 /// A part of a mapped file.
@@ -143,6 +146,7 @@ impl Buffer {
         match self {
             Buffer::Owned(owned) => owned.len,
             Buffer::Mapped(mapped) => mapped.len,
+            Buffer::Device(memory) => memory.len(),
         }
     }
 
@@ -153,14 +157,31 @@ impl Buffer {
 
     /// Whether a program may write it.
     pub fn writable(&self) -> bool {
-        matches!(self, Buffer::Owned(_))
+        !matches!(self, Buffer::Mapped(_))
     }
 
-    /// The first byte.
+    /// The memory of a device, where it is of one.
+    pub fn device(&self) -> Option<&DeviceMemory> {
+        match self {
+            Buffer::Device(memory) => Some(memory),
+            _ => None,
+        }
+    }
+
+    /// The first byte, where its device can read it.
     pub fn ptr(&self) -> *mut u8 {
         match self {
             Buffer::Owned(owned) => owned.ptr,
             Buffer::Mapped(mapped) => unsafe { mapped.file.as_ptr().add(mapped.offset) as *mut u8 },
+            Buffer::Device(memory) => memory.ptr(),
+        }
+    }
+
+    /// The bytes of a mapped file; `None` of memory, which may change.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Buffer::Mapped(mapped) => Some(&mapped.file[mapped.offset..mapped.offset + mapped.len]),
+            _ => None,
         }
     }
 
@@ -170,6 +191,9 @@ impl Buffer {
             return Err(Error::new(Code::BadArgument, "A mapped file cannot be written"));
         }
         self.check(offset, bytes.len())?;
+        if let Buffer::Device(memory) = self {
+            return memory.write(offset, bytes);
+        }
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len()) };
         Ok(())
     }
@@ -177,6 +201,9 @@ impl Buffer {
     /// Copies bytes out.
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
+        if let Buffer::Device(memory) = self {
+            return memory.read(offset, out);
+        }
         unsafe { std::ptr::copy_nonoverlapping(self.ptr().add(offset), out.as_mut_ptr(), out.len()) };
         Ok(())
     }

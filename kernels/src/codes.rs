@@ -602,7 +602,8 @@ mod x86 {
             unsafe {
                 let (x, less, mask) = (Self::register(p), _mm512_castps_si512(less), _mm512_set1_epi8(15));
                 let (low, high) = (_mm512_and_si512(x, mask), _mm512_and_si512(_mm512_srli_epi32::<4>(x), mask));
-                [low, high].map(|half| _mm512_castsi512_ps(_mm512_sub_epi8(half, less)))
+                let (low, high) = (_mm512_sub_epi8(low, less), _mm512_sub_epi8(high, less));
+                [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
             }
         }
         #[inline(always)]

@@ -22,6 +22,8 @@ pub enum Code {
     Internal = 8,
     /// A program or library of another schema.
     Mismatch = 9,
+    /// A device that this machine lacks, whose library is missing, or that has no kernel for an instruction.
+    Unavailable = 10,
 }
 
 /// An error with its code.

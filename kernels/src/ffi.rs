@@ -4,6 +4,7 @@
 // Buffers that are only read are still taken as `&mut`: the generator knows no other kind.
 
 use crate::buffer::Buffer;
+use crate::cuda::Cuda;
 use crate::error::{Code, Error, Result};
 use crate::executor::Device;
 use crate::handles::{self, Object};
@@ -101,27 +102,54 @@ fn denoise_peak_memory() -> f64 {
     0.0
 }
 
-/// Opens a device of a level (empty: the best) with a number of threads (0: all).
+/// Opens a CPU of a level (empty: the best) with a number of threads (0: all).
 #[deno_bindgen]
 fn denoise_device_open(level: &mut [u8], threads: u32, error: &mut [u8]) -> u32 {
     guarded(error, || {
         let level = Level::named(utf8(level, "level")?.trim_end_matches('\0'))?;
-        handles::insert(Object::Device(Arc::new(Device::new(level, threads as usize)?)))
+        handles::insert(Object::Device(Arc::new(Device::cpu(level, threads as usize)?)))
     })
 }
 
-/// Makes a zeroed buffer.
+/// Opens a device of a CUDA library by its number.
 #[deno_bindgen]
-fn denoise_buffer_create(bytes: f64, error: &mut [u8]) -> u32 {
-    guarded(error, || handles::insert(Object::Buffer(Arc::new(Buffer::new(size(bytes, "buffer")?)?))))
+fn denoise_cuda_open(library: &mut [u8], ordinal: u32, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        let ordinal = i32::try_from(ordinal)
+            .map_err(|_| Error::new(Code::BadArgument, format!("There is no CUDA device {ordinal}")))?;
+        let cuda = Cuda::open(Path::new(utf8(library, "path")?), ordinal)?;
+        handles::insert(Object::Device(Arc::new(Device::cuda(cuda))))
+    })
 }
 
-/// Maps a part of a file.
+/// The device whose memory a buffer is to lie in; `None` for 0, the host's memory.
+fn own_memory(device: u32) -> Result<Option<Arc<Device>>> {
+    if device == 0 { Ok(None) } else { handles::device(device).map(Some) }
+}
+
+/// Makes a zeroed buffer, in the host's memory (0) or in a device's own.
 #[deno_bindgen]
-fn denoise_buffer_map(path: &mut [u8], offset: f64, bytes: f64, error: &mut [u8]) -> u32 {
+fn denoise_buffer_create(device: u32, bytes: f64, error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        let bytes = size(bytes, "buffer")?;
+        let buffer = match own_memory(device)? {
+            None => Buffer::new(bytes)?,
+            Some(device) => device.allocate(bytes)?,
+        };
+        handles::insert(Object::Buffer(Arc::new(buffer)))
+    })
+}
+
+/// Maps a part of a file (0), or copies it into a device's own memory.
+#[deno_bindgen]
+fn denoise_buffer_map(device: u32, path: &mut [u8], offset: f64, bytes: f64, error: &mut [u8]) -> u32 {
     guarded(error, || {
         let path = Path::new(utf8(path, "path")?);
-        let buffer = Buffer::map(path, size(offset, "offset")?, size(bytes, "buffer")?)?;
+        let mapped = Buffer::map(path, size(offset, "offset")?, size(bytes, "buffer")?)?;
+        let buffer = match own_memory(device)? {
+            None => mapped,
+            Some(device) => device.take(mapped)?,
+        };
         handles::insert(Object::Buffer(Arc::new(buffer)))
     })
 }

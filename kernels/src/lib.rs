@@ -4,6 +4,7 @@ pub mod activation;
 pub mod buffer;
 pub mod codes;
 pub mod conv_kernel;
+pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod ffi;

@@ -7,6 +7,7 @@ use crate::schema::{
     Activation, Binary, DType, Format, Layout, Op, Param, Reduce, Rows, SCHEMA_HASH, SPECS, Spec, Unary,
 };
 use crate::view::{MAX_RANK, View};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The first word: `DNSE`.
 pub const MAGIC: u32 = 0x4553_4e44;
@@ -58,6 +59,8 @@ pub struct External {
 
 /// A checked program.
 pub struct Program {
+    /// A number that no other program has.
+    pub id: u64,
     /// The buffers to bind, in order.
     pub externals: Vec<External>,
     /// The arena's size.
@@ -149,7 +152,8 @@ impl Program {
         if words.at != bytes.len() {
             return Err(bad(format!("{} bytes follow the program", bytes.len() - words.at)));
         }
-        Ok(Program { externals, arena, instructions })
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        Ok(Program { id: NUMBER.fetch_add(1, Ordering::Relaxed), externals, arena, instructions })
     }
 }
 

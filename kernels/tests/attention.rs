@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Rng, Tensor, conform, levels, run};
-use denoise::level::Level;
+use common::{Level, Rng, Tensor, bound, conform, levels, normalized_error, run};
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::schema::{DType, Op};
@@ -293,4 +292,42 @@ fn wrong_operands_are_refused() {
         let error = check(&operands, &[0, 0]).unwrap_err();
         assert!(error.contains(says), "{error}");
     }
+}
+
+/// As many tokens as a video has, whose scores would be more than a gigabyte: a few queries are compared, as each is
+/// computed by itself. Nothing larger than the operands may be allocated.
+#[test]
+fn many_tokens() {
+    let (tokens, seen) = (17_776, [0, 1, 226, 8_191, 17_774, 17_775]);
+    for dtype in [DType::F32, DType::BF16] {
+        let c = Case { h: 1, ..case(dtype, tokens, tokens, 16) };
+        let mut inputs = operands(&c, &mut Rng(11));
+        let queries = inputs[0].as_ref().unwrap().values();
+        let row = |i: usize| queries[seen[i / c.d] * c.d + i % c.d] as f32;
+        let few = Tensor::empty(dtype, &[1, 1, seen.len(), c.d]).fill(row);
+        let mut want = Tensor::empty(dtype, &[1, 1, seen.len(), c.d]);
+        let pool = Pool::new(2).unwrap();
+        let mut few_inputs = [Some(few), inputs[1].clone(), inputs[2].clone(), None];
+        run(Level::Reference, &pool, Op::Attention, &mut few_inputs, &mut want, &params(&c));
+        // Emulated, so many take minutes, and show nothing that fewer do not.
+        for level in levels().into_iter().filter(|&level| level != Level::CudaEmulated) {
+            let mut out = Tensor::empty(dtype, &[1, 1, tokens, c.d]);
+            let before = peak_bytes();
+            run(level, &pool, Op::Attention, &mut inputs, &mut out, &params(&c));
+            let grown = peak_bytes() - before;
+            assert!(grown < 64 << 20, "{} took {grown} bytes more", level.name());
+            let got = out.values();
+            let got: Vec<f64> = seen.iter().flat_map(|&s| got[s * c.d..(s + 1) * c.d].to_vec()).collect();
+            let error = normalized_error(&got, &want.values());
+            assert!(error <= bound(dtype), "{dtype:?} on {}: error {error:.3e}", level.name());
+        }
+    }
+}
+
+/// The most memory that this process has had, where the system says so.
+fn peak_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB"))
+        .map_or(0, |kilobytes| kilobytes.trim().parse::<usize>().unwrap() << 10)
 }

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Rng, Tensor, conform_with, run};
-use denoise::level::Level;
+use common::{Level, Rng, Tensor, conform_with, run};
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::schema::{Activation, DType, Op};

@@ -1,9 +1,8 @@
 mod common;
 
-use common::{Rng, Tensor, conform, levels};
+use common::{Level, Rng, Tensor, conform, levels, run_views};
 use denoise::error::Code;
-use denoise::level::Level;
-use denoise::ops::{self, Args, Cx};
+use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::schema::{DType, Op};
 
@@ -31,7 +30,7 @@ fn an_id_outside_the_table_is_an_error_before_anything_is_read() {
             let mut out = Tensor::empty(DType::F32, &[3, 5]);
             let operands = [Some(ids.view()), Some(table.view()), Some(out.view())];
             let args = Args { operands: &operands, params: &[] };
-            let error = ops::run(Op::Embedding, &Cx { level, pool: &pool }, &args).unwrap_err();
+            let error = run_views(level, &pool, Op::Embedding, &args).unwrap_err();
             assert_eq!(error.code, Code::BadValue);
             assert!(error.message.contains("place 1") && error.message.contains("11 rows"), "{}", error.message);
         }
@@ -61,8 +60,7 @@ fn a_code_times_its_scale_is_exact() {
     for level in levels() {
         let mut out = Tensor::empty(DType::F32, &[2, 256]);
         let operands = [Some(ids.view()), Some(codes.view()), Some(scale.view()), Some(out.view())];
-        ops::run(Op::QuantizedEmbedding, &Cx { level, pool: &pool }, &Args { operands: &operands, params: &[] })
-            .unwrap();
+        run_views(level, &pool, Op::QuantizedEmbedding, &Args { operands: &operands, params: &[] }).unwrap();
         for (i, got) in out.values().into_iter().enumerate() {
             let want = (i % 256) as u8 as i8 as f32 * [3.0, 0.1f32][i / 256];
             assert_eq!(got, want as f64);
@@ -81,7 +79,7 @@ fn an_id_outside_an_int8_table_is_an_error() {
             let mut out = Tensor::empty(DType::F32, &[3, 5]);
             let operands = [Some(ids.view()), Some(codes.view()), Some(scale.view()), Some(out.view())];
             let args = Args { operands: &operands, params: &[] };
-            let error = ops::run(Op::QuantizedEmbedding, &Cx { level, pool: &pool }, &args).unwrap_err();
+            let error = run_views(level, &pool, Op::QuantizedEmbedding, &args).unwrap_err();
             assert_eq!(error.code, Code::BadValue);
             assert!(error.message.contains("place 1") && error.message.contains("11 rows"), "{}", error.message);
         }
@@ -115,7 +113,7 @@ fn sinusoids(t: f32, size: usize, flip: u32, shift: f32, scale: f32) -> Vec<f64>
     let args = Args { operands: &operands, params: &params };
     (ops::kernel(Op::TimestepEmbedding).check)(&args).unwrap();
     let level = levels()[0];
-    ops::run(Op::TimestepEmbedding, &Cx { level, pool: &pool }, &args).unwrap();
+    run_views(level, &pool, Op::TimestepEmbedding, &args).unwrap();
     out.values()
 }
 
@@ -191,7 +189,7 @@ fn an_id_that_the_result_overwrites_is_an_error_too() {
         let operands = [Some(ids), Some(table.view()), Some(out)];
         let args = Args { operands: &operands, params: &[] };
         (ops::kernel(Op::Embedding).check)(&args).unwrap();
-        let error = ops::run(Op::Embedding, &Cx { level, pool: &pool }, &args).unwrap_err();
+        let error = run_views(level, &pool, Op::Embedding, &args).unwrap_err();
         assert_eq!(error.code, Code::BadValue);
     }
 }

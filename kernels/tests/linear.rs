@@ -1,9 +1,8 @@
 //! `linear` and `pack_linear` against the reference.
 mod common;
 
-use common::{Rng, Tensor, conform_with, levels, run};
+use common::{Level, Rng, Tensor, conform_with, levels, run};
 use denoise::gemm::VARIANTS;
-use denoise::level::Level;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::schema::{Activation, DType, Op};

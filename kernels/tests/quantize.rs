@@ -2,8 +2,7 @@
 //! equal to the reference in every bit.
 mod common;
 
-use common::{Rng, Tensor, levels, run};
-use denoise::level::Level;
+use common::{Level, Rng, Tensor, levels, run};
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::{Weight, small_float};

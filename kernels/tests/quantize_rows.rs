@@ -1,8 +1,7 @@
 //! `quantize_rows` and `abs_max` against the reference, and against what quantization means.
 mod common;
 
-use common::{Rng, Tensor, levels, run};
-use denoise::level::Level;
+use common::{Level, Rng, Tensor, levels, run};
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::{rows_bytes, rows_scale, rows_value};

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Rng, Tensor, conform_with, levels, run};
-use denoise::level::Level;
+use common::{Level, Rng, Tensor, conform_with, levels, run};
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::quantized_conv_bytes;

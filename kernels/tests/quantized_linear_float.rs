@@ -1,9 +1,8 @@
 //! `quantized_linear` and `pack_quantized` of weights that are multiplied as floats, against the reference.
 mod common;
 
-use common::{Rng, Tensor, bound, conform_with, levels, normalized_error, run};
+use common::{Level, Rng, Tensor, bound, conform_with, levels, normalized_error, run};
 use denoise::gemm::VARIANTS;
-use denoise::level::Level;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::{Weight, rows_bytes, rows_scale, small_float};

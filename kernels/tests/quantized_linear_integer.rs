@@ -1,9 +1,8 @@
 //! `quantized_linear` of int8 rows by weights of integers, and their packing, against the reference.
 mod common;
 
-use common::{Rng, Tensor, conform_with, levels, run};
+use common::{Level, Rng, Tensor, conform_with, levels, run};
 use denoise::gemm::VARIANTS;
-use denoise::level::Level;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::{Weight, rows_bytes, rows_scale};

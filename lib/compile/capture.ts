@@ -90,7 +90,7 @@ export async function capture(
   const types = new Map<string, { width: number; dtype: Dtype }>();
 
   const make: FunctionMaker = (fn, functionOptions = {}) => {
-    const component = functionOptions.name as PlanComponent;
+    const component = componentOf(functionOptions.name);
     const module = models.get(component);
     if (!module) return compileFunction(fn, functionOptions);
     const calls = prompts.length * (component === "transformer" ? rest.numInferenceSteps : 1);
@@ -156,6 +156,9 @@ export async function capture(
     },
   };
 }
+
+/** The model that a function of this name is of: with guidance it is the same one. */
+const componentOf = (name = "") => name.replace(/^guided_/, "") as PlanComponent;
 
 /** Rows from some places of a tensor, all where there are no more, in f32. */
 function someRows(x: Tensor, count: number): Tensor {

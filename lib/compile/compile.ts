@@ -142,7 +142,7 @@ export async function compile<R>(
   }
   const autotune = autotuneOf(options, mode);
   const found = target instanceof CompiledFunction ? await functionTarget(target) : target[COMPILE_TARGET];
-  const { description: { variants } } = library();
+  const { variants } = found.device;
   const path = autotune === "off" ? undefined : options.path ?? defaultPath();
   const file = await TuningFile.open(path, machineOf(found.device));
   const tuner = new Tuner(file, { variants, measures: autotune === "on" });
@@ -182,7 +182,7 @@ function defaultPath(): string | undefined {
   return folder && `${folder}/tuning.json`;
 }
 
-/** What a measurement holds for: the CPU, its level, the threads, the library. */
+/** What a measurement holds for: the CPU or what else computes, its level, the threads, the library. */
 function machineOf({ level, threads }: Device): string {
   const { description: { cpu, version }, sources } = library();
   return `${cpu}, ${level}, ${threads} threads, denoise ${version}, kernels ${sources.slice(0, 16)}`;

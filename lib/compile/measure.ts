@@ -61,7 +61,7 @@ export async function timeCalls(
 ): Promise<number[]> {
   const { device, milliseconds = 60, signal, workingSet = 0, quantile = 0.5 } = options;
   const end = performance.now() + milliseconds;
-  using memory = new Memory();
+  using memory = new Memory(device);
   const trials: Trial[] = [];
   try {
     for (const [i, calls] of candidates.entries()) {
@@ -197,12 +197,17 @@ const ZEROS = new Uint8Array(1 << 16);
 /** Buffers, which candidates take turns in. */
 class Memory implements Disposable {
   readonly #buffers = new Map<string, NativeBuffer>();
+  readonly #device: Device;
+
+  constructor(device: Device) {
+    this.#device = device;
+  }
 
   take(bytes: number, { dtype, use }: { dtype: Storage["dtype"]; use: string }): NativeBuffer {
     const key = `${bytes} ${dtype} ${use}`;
     let buffer = this.#buffers.get(key);
     if (!buffer) {
-      this.#buffers.set(key, buffer = NativeBuffer.create(bytes));
+      this.#buffers.set(key, buffer = NativeBuffer.create(bytes, this.#device.memory));
       const pattern = dtype === "i32" ? ZEROS : ORDINARY;
       for (let at = 0; at < bytes; at += pattern.length) {
         buffer.write(pattern.subarray(0, Math.min(pattern.length, bytes - at)), at);

@@ -464,13 +464,13 @@ interface Unit {
   state: Record<string, Tensor>;
 }
 
-/** What some frames are computed from, or what they give: `input` or `output`, channels last, and caches by name. */
-type BatchInputs = Record<string, Tensor>;
+/** @internal What some frames are computed from, or what they give: `input` or `output`, channels last, and caches. */
+export type BatchInputs = Record<string, Tensor>;
 
-/** A function of some frames. */
-type BatchFunction = CompiledFunction<BatchInputs, BatchInputs>;
+/** @internal A function of some frames. */
+export type BatchFunction = CompiledFunction<BatchInputs, BatchInputs>;
 
-/** A call of a function, with arguments that have no values. */
+/** @internal A call of a function, with arguments that have no values. */
 export interface DecodeFunctionCall {
   /** The function. */
   readonly fn: BatchFunction;

@@ -22,9 +22,9 @@ import type { Tensor } from "../tensor/tensor.ts";
 import { absentFrom, isCompiledFile } from "./compiled.ts";
 import { describeCogVideoX, readCogVideoX } from "./cogvideox_compiled.ts";
 import {
+  type AnyCogVideoXScheduler,
   type CogVideoXFunctions,
   type CogVideoXPart,
-  type CogVideoXScheduler,
   type CogVideoXSchedulerClass,
   type CogVideoXShape,
   type FixedInputs,
@@ -221,7 +221,7 @@ export interface CogVideoXPipeline extends Compilable<CogVideoXRun> {
   /** T5's tokenizer, where it was loaded. */
   readonly tokenizer: Tokenizer | undefined;
   /** The scheduler; each run lays out steps of its own. */
-  readonly scheduler: CogVideoXScheduler;
+  readonly scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler;
 }
 
 /** Loads {@linkcode CogVideoXPipeline}s. */
@@ -461,7 +461,7 @@ class Runner {
   }
 
   /** The steps of a job. */
-  #schedule({ steps }: Job): CogVideoXScheduler {
+  #schedule({ steps }: Job): AnyCogVideoXScheduler {
     const { scheduler } = this.#parts;
     const run = scheduler instanceof CogVideoXDPMScheduler
       ? new CogVideoXDPMScheduler(scheduler.config)
@@ -479,14 +479,14 @@ class Runner {
   }
 
   /** The arguments that are the same at every step. */
-  #fixed(promptEmbeds: Tensor, run: CogVideoXScheduler): FixedInputs {
+  #fixed(promptEmbeds: Tensor, run: AnyCogVideoXScheduler): FixedInputs {
     return { promptEmbeds, timesteps: tensor(Float32Array.from(run.timesteps)) };
   }
 
   /** The arguments of one step. */
   #varying(
     { latents, clean }: StepResult,
-    { run, index, noise }: { run: CogVideoXScheduler; index: number; noise: Noise },
+    { run, index, noise }: { run: AnyCogVideoXScheduler; index: number; noise: Noise },
   ): VaryingInputs {
     const { dtype } = this.#parts;
     const inputs = {
@@ -678,10 +678,13 @@ class Runner {
     const { dtype, device } = this.#parts;
     const [videos, frames, channels, rows, columns] = clean.shape as [number, number, number, number, number];
     const middle = Math.floor(frames / 2);
+    // Latents of tokens of one row may be of an odd number.
+    const shrink = rows % 2 === 0 && columns % 2 === 0 ? 2 : 1;
+    const [height, width] = [rows / shrink, columns / shrink];
     const small = clean.slice(1, middle, middle + 1)
-      .reshape(videos, channels, rows / 2, 2, columns / 2, 2).permute(0, 1, 2, 4, 3, 5)
-      .reshape(videos, 1, channels, rows / 2, columns / 2, 4).mean().cast(dtype);
-    const [latents] = await realize([small.reshape(videos, 1, channels, rows / 2, columns / 2)], { device });
+      .reshape(videos, channels, height, shrink, width, shrink).permute(0, 1, 2, 4, 3, 5)
+      .reshape(videos, channels, height, width, shrink * shrink).mean().cast(dtype);
+    const [latents] = await realize([small.reshape(videos, 1, channels, height, width)], { device });
     const images: Image[] = [];
     for (let video = 0; video < videos; video++) {
       const { memoryBudget } = job.options;

@@ -13,11 +13,11 @@ import type { Device } from "../tensor/device.ts";
 import type { CompiledFunction } from "../tensor/function.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import {
+  type AnyCogVideoXScheduler,
   COGVIDEOX_PARTS,
   type CogVideoXFacts,
   type CogVideoXFunctions,
   type CogVideoXPart,
-  type CogVideoXScheduler,
   type CogVideoXShape,
   type DecodeCall,
   decodeLatents,
@@ -45,7 +45,7 @@ import type { Tokenizer } from "./tokenizer.ts";
 interface Noted {
   readonly model: string;
   readonly dtype: FloatDtype;
-  readonly scheduler: CogVideoXScheduler;
+  readonly scheduler: AnyCogVideoXScheduler;
   readonly tokenizer: Tokenizer | undefined;
 }
 
@@ -133,7 +133,7 @@ class ReadCogVideoX implements CogVideoXFunctions {
     const read = <I, O>(name: string): CompiledFunction<I, O> => functionOf(file, name, device);
     this.t5 = facts.reads ? read("text_encoder") : undefined;
     this.step = read("transformer");
-    this.guidedStep = read("guided_transformer");
+    this.guidedStep = read("transformer");
     // The VAE cuts and joins; its functions are the file's.
     this.#vae = AutoencoderKLCogVideoX.restore(vae, { file: file.path, functions: read });
     this.#vae.dtype = dtype;

@@ -147,7 +147,7 @@ export interface CogVideoXFunctions {
 }
 
 /** A scheduler of CogVideoX's. */
-export type CogVideoXScheduler = CogVideoXDDIMScheduler | CogVideoXDPMScheduler;
+export type AnyCogVideoXScheduler = CogVideoXDDIMScheduler | CogVideoXDPMScheduler;
 
 /** The models that functions are recorded from. */
 export interface CogVideoXModels {
@@ -156,7 +156,7 @@ export interface CogVideoXModels {
   readonly transformer: CogVideoXTransformer3DModel;
   readonly vae: AutoencoderKLCogVideoX;
   readonly textEncoder: T5EncoderModel | undefined;
-  readonly scheduler: CogVideoXScheduler;
+  readonly scheduler: AnyCogVideoXScheduler;
 }
 
 /** Functions that are recorded from models. */
@@ -178,7 +178,7 @@ export class RecordedCogVideoX implements CogVideoXFunctions {
     this.step = make((inputs: StepInputs) => this.#recordStep(inputs), { device, name: "transformer", varying });
     this.guidedStep = make((inputs: GuidedStepInputs) => this.#recordGuidedStep(inputs), {
       device,
-      name: "guided_transformer",
+      name: "transformer",
       varying: [...varying, "guidanceScale"],
     });
   }
@@ -303,11 +303,14 @@ export function decodeLatents(
   return vae.decodeFrames(scaled, { device, memoryBudget, signal });
 }
 
-/** The schedulers by class. */
-const SCHEDULERS = { CogVideoXDDIMScheduler, CogVideoXDPMScheduler } as const;
-
 /** The class of a scheduler. */
-export type CogVideoXSchedulerClass = keyof typeof SCHEDULERS;
+export type CogVideoXSchedulerClass = "CogVideoXDDIMScheduler" | "CogVideoXDPMScheduler";
+
+/** The schedulers by class. */
+const SCHEDULERS = { CogVideoXDDIMScheduler, CogVideoXDPMScheduler } as const satisfies Record<
+  CogVideoXSchedulerClass,
+  unknown
+>;
 
 /**
  * A scheduler of a class.
@@ -322,7 +325,7 @@ export function schedulerOf(
   className: string | undefined,
   config: unknown,
   options: { file: string },
-): CogVideoXScheduler {
+): AnyCogVideoXScheduler {
   const found = Object.entries(SCHEDULERS).find(([name]) => name === className)?.[1];
   // One class reads what another one wrote.
   if (found) return found.fromConfig({ ...(config as object), _class_name: className }, options);
@@ -339,6 +342,6 @@ export function schedulerOf(
  * @param scheduler The scheduler
  * @returns Its name
  */
-export function schedulerClass(scheduler: CogVideoXScheduler): CogVideoXSchedulerClass {
+export function schedulerClass(scheduler: AnyCogVideoXScheduler): CogVideoXSchedulerClass {
   return scheduler instanceof CogVideoXDPMScheduler ? "CogVideoXDPMScheduler" : "CogVideoXDDIMScheduler";
 }

@@ -8,7 +8,7 @@
 import { type Asset, type CompiledFile, readCompiled } from "../compile/ahead_of_time.ts";
 import { CheckpointError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
-import { Device } from "../tensor/device.ts";
+import { Device, isCudaName } from "../tensor/device.ts";
 import type { PipelineLoadOptions } from "./load.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
@@ -72,7 +72,8 @@ export async function openCompiled(
 /** The default device where it has a level, else one of its own. */
 async function deviceOf(level: string): Promise<Device> {
   const found = await Device.default();
-  return found.level === level ? found : await Device.open({ level });
+  if (found.level === level) return found;
+  return await (isCudaName(level) ? Device.shared(level) : Device.open({ level }));
 }
 
 /**

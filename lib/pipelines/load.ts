@@ -6,14 +6,14 @@
 
 import { ConfigError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
-import { Device } from "../tensor/device.ts";
+import { checkDeviceName, Device, type DeviceName } from "../tensor/device.ts";
 import { resolveModel, type ResolveOptions } from "./hub.ts";
 import { type ModelIndex, readModelIndex } from "./pipeline.ts";
 
 /** How a pipeline is loaded. */
 export interface PipelineLoadOptions extends Omit<ResolveOptions, "components" | "weights"> {
   /** Where it runs: the best device there is by default. */
-  device?: Device | "auto" | "cpu" | undefined;
+  device?: Device | DeviceName | undefined;
   /**
    * What activations are computed in, `f32` by default; weights keep their checkpoint's type, and quantized ones the
    * codes and scales that were stored.
@@ -57,9 +57,7 @@ export function checkLoadOptions({ device = "auto", dtype = "f32" }: PipelineLoa
   if (!["f32", "bf16", "f16"].includes(dtype)) {
     throw new RangeError(`Cannot compute in ${JSON.stringify(dtype)}: pass f32, bf16 or f16`);
   }
-  if (!(device instanceof Device) && device !== "auto" && device !== "cpu") {
-    throw new RangeError(`Cannot run on ${JSON.stringify(device)}: pass "auto", "cpu", or a Device`);
-  }
+  if (!(device instanceof Device)) checkDeviceName(device);
 }
 
 /**
@@ -108,7 +106,7 @@ export async function openPipeline(
   }
   return {
     index,
-    device: device instanceof Device ? device : await Device.default(),
+    device: device instanceof Device ? device : await Device.shared(device),
     dtype,
     has: (part) => textEncoders && index.parts.has(part),
   };

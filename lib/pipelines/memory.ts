@@ -10,10 +10,10 @@ import type { CallOptions, CompiledFunction, CompiledInfo, Specialization } from
 import { Tensor } from "../tensor/tensor.ts";
 
 /** The phases of a run, in their order. */
-export const PHASES = ["textEncoding", "denoising", "decoding"] as const;
+export const PHASES: readonly Phase[] = ["textEncoding", "denoising", "decoding"];
 
 /** A phase of a run. */
-export type Phase = typeof PHASES[number];
+export type Phase = "textEncoding" | "denoising" | "decoding";
 
 /** One call of a function: arguments of the shapes that it gets. */
 export interface Use {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { NativeBuffer } from "../../ffi/native.ts";
+import { NativeBuffer, type NativeDevice } from "../../ffi/native.ts";
 import { CheckpointError, NativeError } from "../errors.ts";
 import { byteSize } from "../graph/dtypes.ts";
 import type { Node } from "../graph/node.ts";
@@ -15,21 +15,25 @@ import { type FileSource, moveSource, sourceOf } from "./source.ts";
  * A new buffer with the values of a leaf, or the one that it is made of.
  *
  * @param leaf The leaf.
- * @returns The buffer; a part of a file is mapped.
+ * @param device The device whose memory it is to lie in; the host's by default.
+ * @returns The buffer; in the host's memory a part of a file is mapped.
  */
-export function makeBuffer(leaf: Node): NativeBuffer {
+export function makeBuffer(leaf: Node, device?: NativeDevice): NativeBuffer {
   const source = sourceOf(leaf);
   if (!source) {
     const name = leaf.params.name || `[${leaf.shape.join(", ")}]`;
     throw new NativeError("missing", `The tensor ${name} has no values: load a checkpoint first`);
   }
-  if (source.kind === "buffer") return source.buffer as NativeBuffer;
-  if (source.kind === "host") return NativeBuffer.from(source.bytes as Uint8Array<ArrayBuffer>);
+  if (source.kind === "buffer") {
+    const buffer = source.buffer as NativeBuffer;
+    return buffer.device === device ? buffer : NativeBuffer.from(buffer.read(), device);
+  }
+  if (source.kind === "host") return NativeBuffer.from(source.bytes as Uint8Array<ArrayBuffer>, device);
   checkUnchanged(source);
   const { path, offset, byteLength } = source;
-  if (offset % byteSize(leaf.dtype) === 0) return NativeBuffer.map(path, offset, byteLength);
+  if (device || offset % byteSize(leaf.dtype) === 0) return NativeBuffer.map(path, { offset, byteLength }, device);
   // A file may put a tensor at an odd place, where kernels cannot read it.
-  using mapped = NativeBuffer.map(path, offset, byteLength);
+  using mapped = NativeBuffer.map(path, { offset, byteLength });
   return NativeBuffer.from(mapped.read());
 }
 

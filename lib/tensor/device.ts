@@ -4,19 +4,29 @@
  * @module
  */
 
+import { findCudaLibrary } from "../../ffi/cuda.ts";
 import { environment } from "../../ffi/environment.ts";
 import { library, loadLibrary } from "../../ffi/library.ts";
 import { type NativeBuffer, NativeDevice } from "../../ffi/native.ts";
+import { NativeError } from "../errors.ts";
 import type { Instruction } from "../graph/lower.ts";
 import type { Node } from "../graph/node.ts";
 import { makeBuffer } from "./buffers.ts";
 import { sourceOf } from "./source.ts";
 
+/**
+ * What computes: the CPU, a CUDA device by its number, the CUDA kernels thread by thread on the CPU, or `auto`, the
+ * first CUDA device where there is one and else the CPU.
+ */
+export type DeviceName = "auto" | "cpu" | "cuda" | `cuda:${number}` | "cuda-emulated";
+
 /** How a device is opened. */
 export interface DeviceOptions {
-  /** The instruction level (`reference`, `portable`, `avx2`, `avx512`, `avx512bf16`); the best by default. */
+  /** What computes; the CPU by default. */
+  device?: DeviceName | undefined;
+  /** The CPU's instruction level (`reference`, `portable`, `avx2`, `avx512`, `avx512bf16`); the best by default. */
   level?: string | undefined;
-  /** How many threads share the work; as many as the machine has by default. */
+  /** How many threads of the CPU share the work; as many as the machine has by default. */
   threads?: number | undefined;
 }
 
@@ -33,36 +43,115 @@ export interface ProgramRun {
   readonly seconds: Float64Array;
 }
 
-let defaultDevice: Promise<Device> | undefined;
+const shared = new Map<string, Promise<Device>>();
 
-/** A CPU, at one instruction level, with its threads. */
+/**
+ * Whether a text names a device besides the CPU, `auto` aside.
+ *
+ * @internal
+ * @param name The text.
+ * @returns Whether it does.
+ */
+export function isCudaName(name: string): name is Exclude<DeviceName, "auto" | "cpu"> {
+  return /^cuda(:\d{1,3}|-emulated)?$/.test(name);
+}
+
+/**
+ * Checks a device's name.
+ *
+ * @internal
+ * @param name The name.
+ * @throws {RangeError} If it is none
+ */
+export function checkDeviceName(name: unknown): void {
+  if (name === "auto" || name === "cpu" || typeof name === "string" && isCudaName(name)) return;
+  throw new RangeError(
+    `Cannot run on ${JSON.stringify(name)}: pass "auto", "cpu", "cuda", "cuda:<number>", "cuda-emulated", or a Device`,
+  );
+}
+
+/** A CPU, at one instruction level, with its threads, or a CUDA device. */
 export class Device implements Disposable {
-  /** The instruction level. */
+  /** The CPU's instruction level; `cuda` or `cuda-emulated` where no CPU computes. */
   readonly level: string;
   /** How many threads share the work. */
   readonly threads: number;
   /** @internal The native device. */
   readonly native: NativeDevice;
+  /** @internal The native device where it has memory of its own. */
+  readonly memory: NativeDevice | undefined;
+  /** @internal In how many ways its kernels that have variants can cut their work, by name. */
+  readonly variants: ReadonlyMap<string, number>;
   /** @internal Is told of each program that ran, where somebody looks. */
   observer: ((run: ProgramRun) => void) | undefined;
   readonly #leaves = new WeakMap<Node, NativeBuffer>();
   readonly #constants = new WeakMap<Node, Map<string, NativeBuffer>>();
 
-  private constructor(options: DeviceOptions) {
-    this.level = options.level ?? library().description.level;
-    this.threads = options.threads || library().description.threads;
-    this.native = new NativeDevice(options);
+  private constructor(
+    native: NativeDevice,
+    parts: { level: string; threads: number; variants: ReadonlyMap<string, number>; memory?: NativeDevice },
+  ) {
+    this.native = native;
+    this.level = parts.level;
+    this.threads = parts.threads;
+    this.variants = parts.variants;
+    this.memory = parts.memory;
   }
 
-  /** Opens a device; an unknown level, or one that this CPU lacks, is an error. */
+  /**
+   * Opens a device.
+   *
+   * @throws {RangeError} If there is no such name, or a level or threads are given for what is no CPU
+   * @throws {NativeError} If a level is unknown or this CPU lacks it; with the code `unavailable`, if the driver, the
+   * device, the CUDA library, or its kernels for the device are missing
+   */
   static async open(options: DeviceOptions = {}): Promise<Device> {
-    await loadLibrary();
-    return new Device(options);
+    const { device = "cpu", level, threads } = options;
+    checkDeviceName(device);
+    const { description } = await loadLibrary();
+    if (device === "auto" && level === undefined && threads === undefined) {
+      try {
+        return await Device.open({ device: "cuda" });
+      } catch (error) {
+        // Without permission to look for it there is none either.
+        const missing = error instanceof NativeError && error.code === "unavailable";
+        if (!missing && !(error instanceof Deno.errors.NotCapable)) throw error;
+      }
+    }
+    if (!isCudaName(device)) {
+      const native = new NativeDevice({ level, threads });
+      return new Device(native, {
+        ...description,
+        level: level ?? description.level,
+        threads: threads || description.threads,
+      });
+    }
+    if (level !== undefined || threads !== undefined) {
+      throw new RangeError(`Cannot open ${device} with a level or threads: those are the CPU's`);
+    }
+    const kind = device === "cuda-emulated" ? device : "cuda";
+    const ordinal = device.startsWith("cuda:") ? Number(device.slice("cuda:".length)) : 0;
+    const native = new NativeDevice({ library: await findCudaLibrary(kind), ordinal });
+    return new Device(native, { level: kind, threads: 1, variants: new Map(), memory: native });
   }
 
-  /** The device of all who name none: the level in `DENOISE_LEVEL` or else the best, all threads. Opened once. */
+  /**
+   * The device of all who name none, opened once: the one in `DENOISE_DEVICE`, else the CPU at the level in
+   * `DENOISE_LEVEL`, else as `auto`.
+   */
   static async default(): Promise<Device> {
-    return await (defaultDevice ??= Device.open({ level: environment("DENOISE_LEVEL") }));
+    return await Device.shared("auto");
+  }
+
+  /** @internal The device that all who give this name share, opened once; `auto` is the default one. */
+  static async shared(name: DeviceName): Promise<Device> {
+    const level = environment("DENOISE_LEVEL") || undefined;
+    const wanted = name === "auto" ? environment("DENOISE_DEVICE") || name : name;
+    const known = shared.get(wanted);
+    if (known) return await known;
+    const opening = Device.open({ device: wanted as DeviceName, ...(!isCudaName(wanted) && { level }) });
+    shared.set(wanted, opening);
+    return await opening;
   }
 
   /** The levels that this CPU has, the lowest first. */
@@ -86,7 +175,7 @@ export class Device implements Disposable {
   bufferOf(leaf: Node, options: { passing?: boolean } = {}): NativeBuffer {
     const kept = this.#leaves.get(leaf);
     if (kept) return kept;
-    const buffer = makeBuffer(leaf);
+    const buffer = makeBuffer(leaf, this.memory);
     if (!options.passing) this.#leaves.set(leaf, buffer);
     return buffer;
   }
@@ -100,7 +189,9 @@ export class Device implements Disposable {
 
   /** @internal Whether a leaf's buffer is kept. */
   keeps(leaf: Node): boolean {
-    return this.#leaves.has(leaf) || sourceOf(leaf)?.kind === "buffer";
+    if (this.#leaves.has(leaf)) return true;
+    const source = sourceOf(leaf);
+    return source?.kind === "buffer" && (source.buffer as NativeBuffer).device === this.memory;
   }
 
   /** @internal A constant that was computed on this device; known by its text for as long as one of its leaves lives. */

@@ -364,7 +364,7 @@ async function runStage(
   const buffers = stage.buffers.map((storage) => {
     const n = storage.external!;
     if (!storage.written) return find(values, n) ?? call.device.bufferOf(n);
-    const buffer = places.get(n) ?? NativeBuffer.create(storage.size * byteSize(storage.dtype));
+    const buffer = places.get(n) ?? NativeBuffer.create(storage.size * byteSize(storage.dtype), call.device.memory);
     written.set(n, buffer);
     return buffer;
   });

@@ -60,14 +60,14 @@ Deno.test("a file that takes another's place is mapped anew, and the other stays
   await withFolder(async (folder) => {
     const path = `${folder}/file`;
     await Deno.writeFile(path, Uint8Array.of(1, 2, 3, 4));
-    using old = NativeBuffer.map(path, 0, 4);
+    using old = NativeBuffer.map(path, { offset: 0, byteLength: 4 });
     await Deno.writeFile(`${path}.new`, Uint8Array.of(5, 6, 7, 8));
     await Deno.rename(`${path}.new`, path);
     {
-      using part = NativeBuffer.map(path, 1, 2);
+      using part = NativeBuffer.map(path, { offset: 1, byteLength: 2 });
       assert.deepEqual(part.read(), Uint8Array.of(6, 7));
     }
-    using whole = NativeBuffer.map(path, 0, 4);
+    using whole = NativeBuffer.map(path, { offset: 0, byteLength: 4 });
     assert.deepEqual(whole.read(), Uint8Array.of(5, 6, 7, 8));
     assert.deepEqual(old.read(), Uint8Array.of(1, 2, 3, 4));
   });
@@ -76,8 +76,8 @@ Deno.test("a file that takes another's place is mapped anew, and the other stays
 Deno.test("a file that is missing or too short cannot be mapped", async () => {
   const path = await Deno.makeTempFile();
   await Deno.writeFile(path, new Uint8Array(10));
-  assert.throws(() => NativeBuffer.map(path, 8, 4), code("io"));
-  assert.throws(() => NativeBuffer.map(`${path}.missing`, 0, 4), code("io"));
+  assert.throws(() => NativeBuffer.map(path, { offset: 8, byteLength: 4 }), code("io"));
+  assert.throws(() => NativeBuffer.map(`${path}.missing`, { offset: 0, byteLength: 4 }), code("io"));
   await Deno.remove(path);
 });
 

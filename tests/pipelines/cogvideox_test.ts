@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { writeRandomCogVideoX } from "../../bench/random_model.ts";
+import { autoquant } from "../../lib/compile/autoquant.ts";
 import { compile } from "../../lib/compile/compile.ts";
 import { BudgetError, ConfigError, OutputError } from "../../lib/errors.ts";
 import { maxAbsDifference, psnr } from "../../lib/media/metrics.ts";
@@ -199,6 +200,18 @@ Deno.test("a pipeline is compiled, saved as one file, and runs from it", async (
   });
 });
 
+Deno.test("schemes are chosen by what layers read while videos are made, guidance included", async () => {
+  const own = await CogVideoXPipeline.load(folder);
+  const plan = await autoquant(own, { prompts: [PROMPT], minSqnrDb: 25, schemes: ["int8wo"], steps: 1, numFrames: 5 });
+  const block = plan.layers.filter(({ name }) => name.startsWith("transformer_blocks."));
+  assert.equal(block.length, 2 * 8, "two modulations, q, k, v, the output and two of the feed-forward in each block");
+  for (const { component } of block) assert.equal(component, "transformer");
+  // Both halves of guidance: 2 frames of 2 by 3 tokens of each.
+  const feed = block.find(({ name }) => name.endsWith("ff.net.2"))!;
+  assert.ok(feed.problems!.some(({ m }) => m === 2 * 2 * 6), JSON.stringify(feed.problems));
+  assert.equal((await own(PROMPT, { ...QUICK, numFrames: 5, outputType: "latent" })).latents.size(1), 2);
+});
+
 const embeds = tensor(new Float32Array(2 * 12 * 128), { shape: [2, 12, 128] });
 
 const WRONG: Readonly<
@@ -343,8 +356,9 @@ Deno.test("a plan needs no weights, has every phase, and grows with the video an
   const work = (run: Parameters<typeof empty.plan>[0]) => empty.plan(run).models.map(({ workBytes }) => workBytes);
   assert.ok(work({ height: 64, width: 96 })[2]! > 3 * work({})[2]!);
   assert.ok(work({ numFrames: 33 })[1]! > 2 * work({})[1]!);
-  assert.ok(work({ guidanceScale: 1 })[1]! < 0.7 * work({})[1]!);
-  assert.ok(work({ prompts: 3 })[1]! > 2.5 * work({})[1]!);
+  const large = { height: 96, width: 96, numFrames: 33 };
+  assert.ok(work({ ...large, guidanceScale: 1 })[1]! < 0.7 * work(large)[1]!);
+  assert.ok(work({ ...large, prompts: 3 })[1]! > 2.5 * work(large)[1]!);
   const tight = empty.plan({ height: 256, width: 256, memoryBudget: 24e6 });
   const decoding = (p: typeof plan) => p.models[2]!.workBytes;
   assert.ok(decoding(tight) < decoding(empty.plan({ height: 256, width: 256 })) / 2);

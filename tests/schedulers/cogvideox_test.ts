@@ -24,7 +24,9 @@ function close(actual: ArrayLike<number>, expected: readonly number[], what: str
 }
 
 for (const { scheduler: name, config, steps, timesteps, alphas, first, rows } of cases) {
-  Deno.test(`${name} equals diffusers over ${steps} steps with ${JSON.stringify(config).slice(0, 80)}`, () => {
+  const { prediction_type = "epsilon", beta_schedule = "scaled_linear" } = config;
+  const schedule = "trained_betas" in config ? "trained betas" : beta_schedule;
+  Deno.test(`${name} equals diffusers over ${steps} steps with ${schedule}, ${prediction_type}`, () => {
     const scheduler = CLASSES[name as keyof typeof CLASSES].fromConfig({ ...config, _class_name: name });
     scheduler.setTimesteps({ numInferenceSteps: steps });
     assert.deepEqual([...scheduler.timesteps], timesteps);

@@ -264,13 +264,13 @@ const WINDOW_PIXELS: usize = 32;
 /// Channels of a range then.
 const WINDOW_RANGE: usize = 128;
 /// Windows of a task then.
-const WINDOWS: usize = 128;
+const WINDOWS: usize = 256;
 /// Channels in the lanes pay from so many on.
 const FEW_CHANNELS: usize = 8;
 /// Multiply-adds that take less than some 20 microseconds: not worth a second thread.
 const ALONE: f64 = 1e6;
 /// Transformed input of a task.
-const WINDOWS_BYTES: usize = 512 << 10;
+const WINDOWS_BYTES: usize = 1 << 20;
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, PartialEq)]

@@ -2,11 +2,57 @@
 //! gap between rows.
 #![allow(dead_code)]
 
-use denoise::level::Level;
+use denoise::cuda::{Cuda, Memory};
+use denoise::error::Result;
+use denoise::level::Level as CpuLevel;
 use denoise::ops::{self, Args, Cx};
 use denoise::pool::Pool;
 use denoise::schema::{DType, Op};
 use denoise::view::{MAX_RANK, View};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What kernels run on: a level of the CPU, or the CUDA library, emulated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Level {
+    /// A level of the CPU.
+    Cpu(CpuLevel),
+    /// The library that `deno task build:cuda-emulated` makes.
+    CudaEmulated,
+}
+
+#[allow(non_upper_case_globals)]
+impl Level {
+    /// The plain code.
+    pub const Reference: Level = Level::Cpu(CpuLevel::Reference);
+    /// The fast kernels in portable Rust.
+    pub const Portable: Level = Level::Cpu(CpuLevel::Portable);
+
+    /// The name that messages use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Cpu(level) => level.name(),
+            Level::CudaEmulated => "cuda-emulated",
+        }
+    }
+
+    /// The highest level that this CPU has.
+    pub fn best() -> Level {
+        Level::Cpu(CpuLevel::best())
+    }
+}
+
+/// The emulated library, unless another is named.
+pub fn cuda_library() -> std::path::PathBuf {
+    std::env::var_os("DENOISE_CUDA_LIBRARY").map_or_else(
+        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/build/emulated/libdenoise_cuda_emulated.so"),
+        Into::into,
+    )
+}
+
+thread_local! {
+    // One for each test, so that none sees what another's data made a kernel complain of.
+    static CUDA: std::sync::Arc<Cuda> = Cuda::open(&cuda_library(), 0).unwrap();
+}
 
 const GUARD: usize = 256;
 /// A NaN in every float type, so that a value read from outside a buffer shows in the result.
@@ -153,18 +199,77 @@ pub fn run(level: Level, pool: &Pool, op: Op, inputs: &mut [Option<Tensor>], out
     views.push(Some(out.view()));
     let args = Args { operands: &views, params };
     (ops::kernel(op).check)(&args).unwrap_or_else(|e| panic!("{op:?} refuses its operands: {e}"));
-    ops::run(op, &Cx { level, pool }, &args).unwrap_or_else(|e| panic!("{op:?} on {}: {e}", level.name()));
+    let ran = match level {
+        Level::Cpu(_) => run_views(level, pool, op, &args),
+        Level::CudaEmulated => run_in_device_memory(op, inputs, out, params),
+    };
+    ran.unwrap_or_else(|e| panic!("{op:?} on {}: {e}", level.name()));
     out.check_guards(&format!("{op:?} on {}", level.name()));
 }
 
-/// The levels that this CPU runs, but for the reference; what it lacks is named.
+/// Runs one instruction at a level over views of the host's memory, which an emulated device can read, too.
+pub fn run_views(level: Level, pool: &Pool, op: Op, args: &Args) -> Result<()> {
+    match level {
+        Level::Cpu(level) => ops::run(op, &Cx { level, pool }, args),
+        Level::CudaEmulated => CUDA.with(|cuda| {
+            cuda.queue(op, args.operands, args.params)?;
+            cuda.synchronize()
+        }),
+    }
+}
+
+/// Runs one instruction over copies in the device's memory, guards and all.
+fn run_in_device_memory(op: Op, inputs: &[Option<Tensor>], out: &mut Tensor, params: &[u32]) -> Result<()> {
+    fn bytes(memory: &mut [u64]) -> &mut [u8] {
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, memory.len() * 8) }
+    }
+    CUDA.with(|cuda| {
+        let copy = |tensor: &mut Tensor| -> Result<(Memory, View)> {
+            let memory = Memory::new(cuda, tensor.memory.len() * 8)?;
+            memory.write(0, bytes(&mut tensor.memory))?;
+            let view = View { ptr: memory.ptr().wrapping_add(GUARD), ..tensor.view() };
+            Ok((memory, view))
+        };
+        let copies = inputs.iter().map(|input| input.clone().as_mut().map(copy).transpose());
+        let copies = copies.collect::<Result<Vec<_>>>()?;
+        let (memory, view) = copy(out)?;
+        let mut operands: Vec<Option<View>> = copies.iter().map(|copy| copy.as_ref().map(|(_, view)| *view)).collect();
+        operands.push(Some(view));
+        cuda.queue(op, &operands, params)?;
+        cuda.synchronize()?;
+        memory.read(0, bytes(&mut out.memory))
+    })
+}
+
+/// The levels to compare with the reference: what this CPU runs and the emulated CUDA library, or those named in
+/// `DENOISE_TEST_LEVELS`; what is lacking is named.
 pub fn levels() -> Vec<Level> {
-    let (have, lack): (Vec<Level>, Vec<Level>) =
-        Level::ALL.into_iter().filter(|&l| l != Level::Reference).partition(|l| l.supported());
-    for level in lack {
-        eprintln!("skipped: this CPU lacks {}", level.name());
+    let wanted = std::env::var("DENOISE_TEST_LEVELS").ok();
+    let wanted = |name: &str| wanted.as_ref().is_none_or(|names| names.split(',').any(|n| n == name));
+    let mut have = Vec::new();
+    for level in CpuLevel::ALL.into_iter().filter(|&l| l != CpuLevel::Reference && wanted(l.name())) {
+        if level.supported() {
+            have.push(Level::Cpu(level));
+        } else {
+            eprintln!("skipped: this CPU lacks {}", level.name());
+        }
+    }
+    if wanted(Level::CudaEmulated.name()) {
+        if cuda_library().exists() {
+            have.push(Level::CudaEmulated);
+        } else {
+            eprintln!("skipped: there is no {}: run `deno task build:cuda-emulated`", cuda_library().display());
+        }
     }
     have
+}
+
+/// Whether the next case is compared: each is, or only every so manyth where `DENOISE_TEST_EVERY` says so, for sanitizers
+/// make the large ones slow.
+fn is_compared() -> bool {
+    static CASES: AtomicUsize = AtomicUsize::new(0);
+    let every = std::env::var("DENOISE_TEST_EVERY").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    CASES.fetch_add(1, Ordering::Relaxed).is_multiple_of(every)
 }
 
 /// Runs one instruction on every level with 1 and 3 threads and compares with the reference. Weights that are packed
@@ -176,6 +281,9 @@ pub fn conform_with(
     out: &Tensor,
     params: &[u32],
 ) {
+    if !is_compared() {
+        return;
+    }
     let one = Pool::new(1).unwrap();
     let mut want = out.clone();
     run(Level::Reference, &one, op, &mut prepare(Level::Reference, &one), &mut want, params);
@@ -183,7 +291,8 @@ pub fn conform_with(
     assert!(want_values.iter().all(|v| v.is_finite()), "{what}: the reference is not finite");
     for threads in [1, 3] {
         let pool = Pool::new(threads).unwrap();
-        for level in levels() {
+        // A device has no use for the pool's threads.
+        for level in levels().into_iter().filter(|&level| threads == 1 || level != Level::CudaEmulated) {
             let mut got = out.clone();
             run(level, &pool, op, &mut prepare(level, &pool), &mut got, params);
             let error = normalized_error(&got.values(), &want_values);

@@ -48,7 +48,8 @@ impl Layout {
     unsafe fn less<S: Codes>(&self, panel: usize, group: usize) -> [S::V; 2] {
         unsafe {
             if self.zero {
-                [0, 1].map(|v| S::fours_above(self.zeros(panel, group).add(v * S::LANES)))
+                let zeros = self.zeros(panel, group);
+                [S::fours_above(zeros), S::fours_above(zeros.add(S::LANES))]
             } else {
                 [S::splat(f32::from_bits(0x0808_0808)); 2]
             }

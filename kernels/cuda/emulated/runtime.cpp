@@ -1,0 +1,427 @@
+// The scheduler of fibers, and the runtime's functions over the host's memory: see cuda_runtime.h of this folder.
+
+#include "cuda_runtime.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <sys/mman.h>
+#include <vector>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace emulated {
+
+thread_local Place place;
+
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t STACK = 512 << 10; // instrumented frames are large
+#else
+constexpr size_t STACK = 64 << 10;
+#endif
+constexpr unsigned MOST_THREADS = 1024;
+constexpr size_t MOST_SHARED = 227 << 10; // of Hopper, for one block
+
+#if defined(__x86_64__)
+// Saves what a call preserves and goes on where another stack stopped; a system call for each change, as
+// swapcontext makes two, would cost a hundred times as much.
+extern "C" void emulated_switch(void** from, void* to);
+asm(R"(
+.text
+.globl emulated_switch
+.hidden emulated_switch
+.type emulated_switch, @function
+emulated_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size emulated_switch, .-emulated_switch
+)");
+struct Context {
+    void* stack = nullptr;
+};
+void change(Context& from, Context& to) { emulated_switch(&from.stack, to.stack); }
+void prepare(Context& context, unsigned char* memory, void (*entry)()) {
+    // The stack as `emulated_switch` leaves it, with `entry` as the place to return to and 8 bytes for its alignment.
+    auto top = reinterpret_cast<void**>(memory + STACK);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    context.stack = top;
+}
+#else
+struct Context {
+    ucontext_t context;
+};
+void change(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+void prepare(Context& context, unsigned char* memory, void (*entry)()) {
+    getcontext(&context.context);
+    context.context.uc_stack.ss_sp = memory;
+    context.context.uc_stack.ss_size = STACK;
+    context.context.uc_link = nullptr;
+    makecontext(&context.context, entry, 0);
+}
+#endif
+
+enum class State : unsigned char { ready, at_block, at_warp, done };
+
+struct Fiber {
+    Context context;
+    State state = State::done;
+    unsigned turn = 0; // which half of the warp's words is being exchanged
+    void* fake = nullptr; // the address sanitizer's
+};
+
+struct Warp {
+    unsigned arrived = 0;
+    uint64_t words[2][32];
+};
+
+/// All fibers of an operating-system thread, which run one block at a time.
+struct Scheduler {
+    unsigned char* stacks;
+    std::unique_ptr<unsigned char[]> shared{new unsigned char[MOST_SHARED + 1024]};
+    std::vector<Fiber> fibers{MOST_THREADS};
+    Warp warps[MOST_THREADS / 32];
+    Context home;
+    const std::function<void()>* body = nullptr;
+    unsigned threads = 0, current = 0, arrived = 0, left = 0;
+    const void* home_stack = nullptr;
+    size_t home_size = 0;
+
+    Scheduler() {
+        void* memory = mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) throw std::runtime_error("Cannot get memory for the stacks of a block's threads");
+        stacks = static_cast<unsigned char*>(memory);
+    }
+    ~Scheduler() { munmap(stacks, MOST_THREADS * STACK); }
+
+    void resume(unsigned index, dim3 shape) {
+        Fiber& fiber = fibers[index];
+        current = index;
+        place.thread = {index % shape.x, index / shape.x % shape.y, index / shape.x / shape.y};
+#if defined(__SANITIZE_ADDRESS__)
+        void* fake;
+        __sanitizer_start_switch_fiber(&fake, stacks + index * STACK, STACK);
+        change(home, fiber.context);
+        __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+        change(home, fiber.context);
+#endif
+    }
+
+    /// Leaves the fiber until the scheduler comes back to it.
+    void yield() {
+        Fiber& fiber = fibers[current];
+#if defined(__SANITIZE_ADDRESS__)
+        __sanitizer_start_switch_fiber(&fiber.fake, home_stack, home_size);
+        change(fiber.context, home);
+        __sanitizer_finish_switch_fiber(fiber.fake, &home_stack, &home_size);
+#else
+        change(fiber.context, home);
+#endif
+    }
+
+    void block(dim3 shape, bool backwards);
+};
+
+Scheduler& scheduler() {
+    static thread_local Scheduler own;
+    return own;
+}
+
+/// What a fiber does: the kernel, for one block after another.
+void work() {
+    Scheduler& s = scheduler();
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &s.home_stack, &s.home_size);
+#endif
+    for (;;) {
+        (*s.body)();
+        s.fibers[s.current].state = State::done;
+        s.left--;
+        s.yield();
+    }
+}
+
+void Scheduler::block(dim3 shape, bool backwards) {
+    arrived = 0;
+    left = threads;
+    const unsigned count = (threads + 31) / 32;
+    for (unsigned i = 0; i < count; i++) warps[i].arrived = 0;
+    for (unsigned i = 0; i < threads; i++) {
+        fibers[i].state = State::ready;
+        fibers[i].turn = 0;
+    }
+    while (left > 0) {
+        bool moved = false;
+        for (unsigned w = 0; w < count; w++) {
+            const unsigned warp = backwards ? count - 1 - w : w;
+            const unsigned first = 32 * warp, lanes = std::min(32u, threads - first);
+            for (bool again = true; again;) {
+                again = false;
+                for (unsigned i = 0; i < lanes; i++) {
+                    const unsigned index = first + (backwards ? lanes - 1 - i : i);
+                    if (fibers[index].state != State::ready) continue;
+                    resume(index, shape);
+                    again = moved = true;
+                }
+            }
+        }
+        if (left > 0 && !moved) {
+            // Their stacks are abandoned: what stands there is made anew.
+            for (unsigned i = 0; i < MOST_THREADS; i++) prepare(fibers[i].context, stacks + i * STACK, work);
+            throw std::runtime_error("The threads of a block wait for one that never comes: a barrier that only some reach");
+        }
+    }
+}
+
+} // namespace
+
+void block_barrier() {
+    Scheduler& s = scheduler();
+    if (++s.arrived < s.threads) {
+        s.fibers[s.current].state = State::at_block;
+        s.yield();
+        return;
+    }
+    s.arrived = 0;
+    for (unsigned i = 0; i < s.threads; i++) {
+        if (s.fibers[i].state == State::at_block) s.fibers[i].state = State::ready;
+    }
+}
+
+const uint64_t* warp_exchange(uint64_t word) {
+    Scheduler& s = scheduler();
+    Fiber& fiber = s.fibers[s.current];
+    const unsigned first = s.current / 32 * 32, lanes = std::min(32u, s.threads - first);
+    Warp& warp = s.warps[first / 32];
+    uint64_t* words = warp.words[fiber.turn];
+    fiber.turn ^= 1;
+    words[s.current % 32] = word;
+    if (++warp.arrived < lanes) {
+        fiber.state = State::at_warp;
+        s.yield();
+        return words;
+    }
+    warp.arrived = 0;
+    for (unsigned i = first; i < first + lanes; i++) {
+        if (s.fibers[i].state == State::at_warp) s.fibers[i].state = State::ready;
+    }
+    return words;
+}
+
+/// A stream: what it is given is done at once, or kept while a graph is captured.
+struct Stream {
+    std::vector<std::function<void()>>* captured = nullptr;
+    void take(std::function<void()> work) {
+        if (captured) captured->push_back(std::move(work));
+        else work();
+    }
+};
+
+static void run(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& body) {
+    Scheduler& s = scheduler();
+    s.threads = threads.x * threads.y * threads.z;
+    if (s.threads == 0 || s.threads > MOST_THREADS || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 ||
+        blocks.y > 65535 || blocks.z > 65535 || shared > MOST_SHARED) {
+        throw std::runtime_error("A launch of " + std::to_string(blocks.x) + " x " + std::to_string(blocks.y) + " x " +
+                                 std::to_string(blocks.z) + " blocks of " + std::to_string(s.threads) +
+                                 " threads with " + std::to_string(shared) + " bytes is none that a device takes");
+    }
+    s.body = &body;
+    for (unsigned i = 0; i < s.threads; i++) {
+        if (s.fibers[i].state == State::done) prepare(s.fibers[i].context, s.stacks + i * STACK, work);
+    }
+    // At the end of the memory, so that a kernel that uses more than it asked for is seen by a sanitizer.
+    place.shared = s.shared.get() + ((MOST_SHARED - shared) & ~size_t(127));
+    place.threads = threads;
+    place.blocks = blocks;
+    unsigned number = 0;
+    for (unsigned z = 0; z < blocks.z; z++) {
+        for (unsigned y = 0; y < blocks.y; y++) {
+            for (unsigned x = 0; x < blocks.x; x++) {
+                place.block = {x, y, z};
+                // What a block leaves in shared memory is nobody's.
+                std::memset(place.shared, 0xff, shared);
+                s.block(threads, number++ % 2 == 1);
+            }
+        }
+    }
+}
+
+void launch(Stream* stream, dim3 blocks, dim3 threads, size_t shared, std::function<void()> body) {
+    stream->take([=, body = std::move(body)] { run(blocks, threads, shared, body); });
+}
+
+} // namespace emulated
+
+using Clock = std::chrono::steady_clock;
+
+struct emulated_event {
+    Clock::time_point time;
+};
+
+struct emulated_graph {
+    std::vector<std::function<void()>> work;
+};
+
+const char* cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    default: return "invalid argument";
+    }
+}
+
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+    if (device != 0) return cudaErrorInvalidValue;
+    *properties = {};
+    std::snprintf(properties->name, sizeof(properties->name), "emulated on the host");
+    properties->totalGlobalMem = size_t(1) << 34;
+    properties->sharedMemPerBlockOptin = emulated::MOST_SHARED;
+    properties->major = 9;
+    properties->multiProcessorCount = 2;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+    *free = *total = size_t(1) << 34;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+    *memory = nullptr;
+    // 256 bytes are what a device aligns to.
+    if (bytes <= size_t(1) << 34 && posix_memalign(memory, 256, std::max<size_t>(bytes, 1)) == 0) return cudaSuccess;
+    return cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFree(void* memory) {
+    std::free(memory);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
+cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+    stream->take([=] {
+        if (bytes > 0) std::memcpy(to, from, bytes);
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+    stream->take([=] {
+        if (bytes > 0) std::memset(memory, value, bytes);
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    *stream = new emulated::Stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return stream->captured ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (stream->captured) return cudaErrorInvalidValue;
+    stream->captured = new std::vector<std::function<void()>>;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    if (!stream->captured) return cudaErrorInvalidValue;
+    *graph = new emulated_graph{std::move(*stream->captured)};
+    delete stream->captured;
+    stream->captured = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new emulated_graph(*graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    for (const auto& work : exec->work) stream->take(work);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    delete exec;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    *event = new emulated_event{};
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    stream->take([=] { event->time = Clock::now(); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    *milliseconds = std::chrono::duration<float, std::milli>(to->time - from->time).count();
+    return cudaSuccess;
+}

@@ -1,0 +1,96 @@
+// The seam of matrix multiplies: out (M, N) = epilogue(sum over K of a (M, K) b (N, K)), for operands that say how an
+// element is read. `gemm` picks the way: where a device has instructions for the operands, theirs may stand here; the
+// tiles below take any operands, on every device and emulated.
+//
+// Operands are a struct with
+//   using Value = float or int32_t;          // what products are summed in
+//   Value a(uint32_t row, uint32_t k);       // rows of all batches are counted on
+//   Value b(uint32_t column, uint32_t k, uint32_t batch);
+//   float fold(Value sum, uint32_t column, uint32_t k);  // the sum of a tile of K that begins at k, scaled
+//   float row_scale(uint32_t row);           // what is left to multiply a whole sum by
+#pragma once
+
+#include "epilogue.cuh"
+
+namespace denoise {
+
+/// A multiply's sizes: M rows in each batch.
+struct Sizes {
+    int64_t m, n, k, batch;
+};
+
+constexpr int TILE_M = 64, TILE_N = 64, TILE_K = 16;
+constexpr int TILE_THREADS = 256;
+
+/// A block makes a tile of 64 by 64, a thread 4 by 4 of it.
+template <class T, class Operands>
+__global__ void __launch_bounds__(TILE_THREADS) tile_kernel(Operands operands, Epilogue e, uint32_t m, uint32_t n, uint32_t k) {
+    using Value = typename Operands::Value;
+    // The last columns keep the writes of a column of threads from meeting in one bank.
+    __shared__ Value a_tile[TILE_K][TILE_M + 4]; // (K, M)
+    __shared__ Value b_tile[TILE_K][TILE_N + 4]; // (K, N)
+    const uint32_t batch = blockIdx.z;
+    const uint32_t first_row = blockIdx.x * TILE_M, first_column = blockIdx.y * TILE_N;
+    const int across = threadIdx.x % 16 * 4, down = threadIdx.x / 16 * 4;
+    float sums[4][4] = {};
+    for (uint32_t k0 = 0; k0 < k; k0 += TILE_K) {
+        // Load: neighbouring threads read neighbouring elements of K.
+        for (int i = threadIdx.x; i < TILE_M * TILE_K; i += TILE_THREADS) {
+            const uint32_t at = i % TILE_K, line = i / TILE_K;
+            const bool known = k0 + at < k;
+            const uint32_t row = first_row + line, column = first_column + line;
+            a_tile[at][line] = known && row < m ? operands.a(batch * m + row, k0 + at) : Value(0);
+            b_tile[at][line] = known && column < n ? operands.b(column, k0 + at, batch) : Value(0);
+        }
+        __syncthreads();
+        // Multiply.
+        Value parts[4][4] = {};
+        for (int at = 0; at < TILE_K; at++) {
+            for (int i = 0; i < 4; i++) {
+                for (int j = 0; j < 4; j++) parts[i][j] += a_tile[at][down + i] * b_tile[at][across + j];
+            }
+        }
+        __syncthreads();
+        for (int j = 0; j < 4; j++) {
+            const uint32_t column = first_column + across + j;
+            if (column >= n) continue;
+            for (int i = 0; i < 4; i++) sums[i][j] += operands.fold(parts[i][j], column, k0);
+        }
+    }
+    // Epilogue and store.
+    for (int i = 0; i < 4; i++) {
+        const uint32_t row = first_row + down + i;
+        if (row >= m) continue;
+        const float scale = operands.row_scale(batch * m + row);
+        for (int j = 0; j < 4; j++) {
+            const uint32_t column = first_column + across + j;
+            if (column < n) finish<T>(e, sums[i][j] * scale, batch * m + row, column);
+        }
+    }
+}
+
+/// Multiplies; the result, gate and residual are of T.
+template <class T, class Operands>
+void gemm(const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
+    const auto [m, n, k, batch] = sizes;
+    if (m * batch > INT32_MAX || n > INT32_MAX || k > INT32_MAX || batch > MOST_BLOCKS) {
+        throw Failure{Code::bad_argument, "A multiply of " + std::to_string(batch) + " x " + std::to_string(m) + " by " +
+                                              std::to_string(n) + " by " + std::to_string(k) +
+                                              " is too large for this device: cut the batch"};
+    }
+    const dim3 blocks(blocks_of(ceil_div(m, TILE_M)), unsigned(ceil_div(n, TILE_N)), unsigned(batch));
+    if (blocks.y > MOST_BLOCKS) throw Failure{Code::bad_argument, "A multiply of more than 4194240 columns"};
+    launch(call, tile_kernel<T, Operands>, blocks, TILE_THREADS, 0, operands, e, uint32_t(m), uint32_t(n), uint32_t(k));
+}
+
+/// The epilogue of a layer: bias, activation, gate and residual by the places of its operands.
+inline Epilogue layer_epilogue(const Call& call, const View& out, int bias, int gate, int residual, int activation) {
+    Epilogue e(out);
+    e.bias = call.view(bias).as<const float>();
+    e.activation = schema::Activation(call.params[activation]);
+    if (gate >= 0) e.gate = Operand2d(call.broadcast(gate, out));
+    e.residual = Operand2d(call.broadcast(residual, out));
+    return e;
+}
+
+} // namespace denoise

@@ -1,0 +1,155 @@
+// softmax(scale * q k^T + bias) v with a running softmax: scores are never stored beyond a tile of keys.
+//
+// A block takes 16 queries of a head, a warp four of them. Keys come in tiles of 32, one a lane: its score of each of the
+// warp's queries is that lane's alone, maxima and sums run across the warp. Of the values each lane sums up every 32nd
+// column.
+//
+// A query that sees no key (all its biases -inf, or causal with fewer keys than queries) gets zeros, as in PyTorch.
+
+#include "../rows.cuh"
+
+namespace denoise {
+
+constexpr int QUERIES = 16, KEYS = 32, WARPS = 4, WARP_QUERIES = QUERIES / WARPS;
+
+struct AttentionArgs {
+    const void *q, *k, *v;
+    const float* bias;
+    void* out;
+    int64_t q_strides[3], k_strides[3], v_strides[3], out_strides[3]; // batch, head, token
+    int64_t bias_strides[4];
+    uint32_t heads, queries, keys, width;
+    float scale;
+    bool causal;
+};
+
+/// Shared memory: queries (16, D), keys or values (32, D + 1), probabilities (16, 32), all f32.
+static size_t attention_shared(int64_t width) {
+    return sizeof(float) * size_t(QUERIES * width + KEYS * (width + 1) + QUERIES * KEYS);
+}
+
+/// Columns is the most of D that a lane sums up.
+template <class T, int COLUMNS> __global__ void __launch_bounds__(32 * WARPS) attention_kernel(AttentionArgs args) {
+    const uint32_t width = args.width, pitch = width + 1;
+    float* queries = dynamic_shared<float>();
+    float* tile = queries + QUERIES * width;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float* probabilities = tile + KEYS * pitch + warp * WARP_QUERIES * KEYS;
+    const uint32_t first = blockIdx.x * QUERIES, head = blockIdx.y % args.heads, batch = blockIdx.y / args.heads;
+    const auto base = [&](const void* data, const int64_t (&strides)[3]) {
+        return static_cast<const T*>(data) + batch * strides[0] + head * strides[1];
+    };
+    const T* q = base(args.q, args.q_strides);
+    const T* k = base(args.k, args.k_strides);
+    const T* v = base(args.v, args.v_strides);
+    for (uint32_t i = threadIdx.x; i < QUERIES * width; i += blockDim.x) {
+        const uint32_t token = first + i / width;
+        queries[i] = token < args.queries ? widen(q[token * args.q_strides[2] + i % width]) : 0.0f;
+    }
+    float sums[WARP_QUERIES][COLUMNS] = {}, most[WARP_QUERIES], total[WARP_QUERIES] = {};
+    for (float& m : most) m = -INFINITY;
+    // Query i sees keys up to i + keys - queries; the last query of the block sees the most.
+    const auto seen = [&](uint32_t token) {
+        const int64_t count = int64_t(token) + 1 + args.keys - args.queries;
+        return args.causal ? uint32_t(count < 0 ? 0 : count < args.keys ? count : args.keys) : args.keys;
+    };
+    const uint32_t end = seen(first + QUERIES - 1 < args.queries ? first + QUERIES - 1 : args.queries - 1);
+    const auto load = [&](const T* from, int64_t stride, uint32_t start) {
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < KEYS * width; i += blockDim.x) {
+            const uint32_t key = start + i / width;
+            tile[i / width * pitch + i % width] = key < args.keys ? widen(from[key * stride + i % width]) : 0.0f;
+        }
+        __syncthreads();
+    };
+    for (uint32_t start = 0; start < end; start += KEYS) {
+        load(k, args.k_strides[2], start);
+        for (int i = 0; i < WARP_QUERIES; i++) {
+            const uint32_t place = warp * WARP_QUERIES + i, token = first + place, key = start + lane;
+            const bool sees = token < args.queries && key < seen(token);
+            float score = -INFINITY;
+            if (sees) {
+                float dot = 0;
+                for (uint32_t d = 0; d < width; d++) dot += queries[place * width + d] * tile[lane * pitch + d];
+                score = args.scale * dot;
+                if (args.bias) {
+                    score += args.bias[batch * args.bias_strides[0] + head * args.bias_strides[1] +
+                                       token * args.bias_strides[2] + key * args.bias_strides[3]];
+                }
+            }
+            // NaN is no maximum, but makes every probability NaN through the sum.
+            const float largest = fmaxf(most[i], warp_all(score, Largest{}));
+            const bool none = largest == -INFINITY;
+            float p = sees ? expf(score - largest) : 0.0f;
+            if (none) p = sees && is_nan(score) ? score : 0.0f;
+            const float shrink = none ? 1.0f : expf(most[i] - largest);
+            most[i] = largest;
+            total[i] = total[i] * shrink + warp_all(p, Sum{});
+            for (float& sum : sums[i]) sum *= shrink;
+            probabilities[i * KEYS + lane] = p;
+        }
+        load(v, args.v_strides[2], start);
+        for (int i = 0; i < WARP_QUERIES; i++) {
+            const uint32_t token = first + warp * WARP_QUERIES + i;
+            if (token >= args.queries) break;
+            const uint32_t count = seen(token), keys = count <= start ? 0 : count - start < KEYS ? count - start : KEYS;
+            for (uint32_t key = 0; key < keys; key++) {
+                const float p = probabilities[i * KEYS + key];
+                for (int c = 0; c < COLUMNS; c++) {
+                    const uint32_t column = lane + 32 * c;
+                    if (column < width) sums[i][c] += p * tile[key * pitch + column];
+                }
+            }
+        }
+    }
+    T* out = static_cast<T*>(args.out) + batch * args.out_strides[0] + head * args.out_strides[1];
+    for (int i = 0; i < WARP_QUERIES; i++) {
+        const uint32_t token = first + warp * WARP_QUERIES + i;
+        if (token >= args.queries) break;
+        for (int c = 0; c < COLUMNS; c++) {
+            const uint32_t column = lane + 32 * c;
+            if (column >= width) continue;
+            const float y = total[i] == 0.0f ? 0.0f : sums[i][c] / total[i];
+            out[token * args.out_strides[2] + column] = narrow<T>(y);
+        }
+    }
+}
+
+/// The widest head.
+constexpr int64_t MOST_WIDTH = 512;
+
+template <class T> static void attend(const Call& call, const AttentionArgs& args, int64_t heads) {
+    const dim3 blocks(blocks_of(ceil_div(args.queries, QUERIES)), unsigned(heads));
+    const size_t shared = attention_shared(args.width);
+    const auto run = [&](auto columns) {
+        launch(call, attention_kernel<T, decltype(columns)::value>, blocks, 32 * WARPS, shared, args);
+    };
+    if (args.width <= 64) run(std::integral_constant<int, 2>{});
+    else if (args.width <= 128) run(std::integral_constant<int, 4>{});
+    else run(std::integral_constant<int, MOST_WIDTH / 32>{});
+}
+
+} // namespace denoise
+
+DENOISE_OP(attention) {
+    namespace op = schema::attention;
+    const View q = call.view(op::q), k = call.view(op::k), v = call.view(op::v), bias = call.view(op::bias);
+    const View out = call.view(op::out);
+    if (out.length() == 0) return;
+    const int64_t heads = q.sizes[0] * q.sizes[1];
+    if (q.last() > MOST_WIDTH || heads > MOST_BLOCKS) {
+        throw Failure{Code::unavailable, "This device's attention takes heads of at most 512 and 65535 of them, got " +
+                                             std::to_string(q.last()) + " and " + std::to_string(heads)};
+    }
+    AttentionArgs args{q.data, k.data, v.data, bias.as<const float>(), out.data, {}, {}, {}, {}, {},
+                       count32(q.sizes[1]), count32(q.sizes[2]), count32(k.sizes[2]), count32(q.last()),
+                       call.f32(op::param_scale), call.i32(op::param_causal) != 0};
+    for (int axis = 0; axis < 3; axis++) {
+        args.q_strides[axis] = q.strides[axis];
+        args.k_strides[axis] = k.strides[axis];
+        args.v_strides[axis] = v.strides[axis];
+        args.out_strides[axis] = out.strides[axis];
+    }
+    for (int axis = 0; axis < 4; axis++) args.bias_strides[axis] = bias.strides[axis];
+    with_float(q.dtype, [&](auto zero) { attend<decltype(zero)>(call, args, heads); });
+}
