@@ -49,8 +49,11 @@ fn encode(format: Format, (width, height): (usize, usize), fps: f64, qp: u32, co
     }
 }
 
-/// Width, height, delay and pixels of all frames, until a part is refused.
-fn decode(format: Format, parts: &[Vec<u8>]) -> (Vec<(u32, u32, u32, Vec<u8>)>, Result<()>) {
+/// Width, height, delay and pixels.
+type Frame = (u32, u32, u32, Vec<u8>);
+
+/// All frames, until a part is refused.
+fn decode(format: Format, parts: &[Vec<u8>]) -> (Vec<Frame>, Result<()>) {
     let mut decoder = Video::decoder(format, Colour::BT709).unwrap();
     let mut frames = Vec::new();
     let mut keep = |out: Vec<u8>| {

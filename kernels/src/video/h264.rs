@@ -134,7 +134,7 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder of frames of one size; `qp` is H.264's quantizer, 0 to 51.
     pub fn new(width: usize, height: usize, fps: f64, qp: u32) -> Result<Self> {
-        let takes = |side: usize| SIDES.contains(&side) && side % 2 == 0;
+        let takes = |side: usize| SIDES.contains(&side) && side.is_multiple_of(2);
         if !takes(width) || !takes(height) || width * height > PIXELS {
             return Err(bad(format!(
                 "H.264 takes even sides from {} to {} and at most {PIXELS} pixels, got {width} by {height}",

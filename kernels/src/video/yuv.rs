@@ -127,7 +127,7 @@ impl Picture<'_> {
     fn interpolate(&self, plane: &[u8], y: usize, out: &mut [f32]) {
         let (width, height) = (self.width.div_ceil(2), self.height.div_ceil(2));
         let beside =
-            |i: usize, end: usize| (if i % 2 == 0 { (i / 2).saturating_sub(1) } else { i / 2 + 1 }).min(end - 1);
+            |i: usize, end: usize| (if i % 2 == 1 { i / 2 + 1 } else { (i / 2).saturating_sub(1) }).min(end - 1);
         let near = &plane[y / 2 * self.strides[1]..][..width];
         let next = &plane[beside(y, height) * self.strides[1]..][..width];
         let at = |x: usize| 3 * near[x] as u16 + next[x] as u16;
