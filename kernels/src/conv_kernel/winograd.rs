@@ -20,6 +20,8 @@ const PRODUCTS: usize = WINDOW_IN * WINDOW_IN;
 
 /// The working memory of Winograd's way: offsets in floats, each part a multiple of a cache line.
 struct Windows {
+    /// Where the groups of each frame begin, in bytes of the transformed inputs.
+    frames: Vec<usize>,
     /// Windows in a task's widest row, and in all.
     columns: usize,
     count: usize,
@@ -33,12 +35,14 @@ struct Windows {
 }
 
 impl Windows {
-    /// For a task's rows and columns, groups of channels of all frames together, filters of a block.
-    fn new(size: (usize, usize), groups: usize, width: usize) -> Self {
+    /// For a task's rows and columns, and filters of a block.
+    fn new(plan: &Plan, size: (usize, usize), width: usize) -> Self {
+        let groups = plan.kt * plan.groups;
         let columns = size.1.div_ceil(WINDOW);
         let count = size.0.div_ceil(WINDOW) * columns;
         let group_step = (count | 1) * UNITS;
         Self {
+            frames: (0..plan.kt).map(|frame| frame * plan.groups * group_step * 4).collect(),
             columns,
             count,
             group_step,
@@ -51,7 +55,7 @@ impl Windows {
 
 /// Bytes of working memory of one task by Winograd's way, when blocks of filters are `width` wide.
 pub fn winograd_bytes(plan: &Plan, width: usize) -> usize {
-    let w = Windows::new(plan.block, plan.kt * plan.groups, width);
+    let w = Windows::new(plan, plan.block, width);
     plan.frame_bytes() + (PRODUCTS * (w.input_step + w.weight_step + w.result_step) + plan.sums) * 4
 }
 
@@ -62,24 +66,22 @@ pub fn winograd_bytes(plan: &Plan, width: usize) -> usize {
 pub unsafe fn winograd_block(level: Level, plan: &Plan, task: &Task, width: usize, memory: *mut u8) {
     unsafe {
         let (channels, filters) = (plan.x.last(), plan.out.last());
-        let all = Windows::new(plan.block, plan.kt * plan.groups, width);
+        let all = Windows::new(plan, plan.block, width);
         let slab = memory;
         let inputs = memory.add(plan.frame_bytes()) as *mut f32;
         let weights = inputs.add(PRODUCTS * all.input_step);
         let results = weights.add(PRODUCTS * all.weight_step);
         let sums = results.add(PRODUCTS * all.result_step);
-        let w = Windows::new(task.size, plan.kt * plan.groups, width);
+        let w = Windows::new(plan, task.size, width);
         // Whole windows, also where the picture ends within one.
         let size = [task.size.0, task.size.1].map(|n| n.next_multiple_of(WINDOW));
         let windows = Task { size: (size[0], size[1]), ..*task };
         let range = plan.groups * UNITS;
         let ranges = channels.div_ceil(range);
-        // Where the groups of each frame begin, in bytes of the transformed inputs.
-        let taps: Vec<usize> = (0..plan.kt).map(|tap| tap * plan.groups * w.group_step * 4).collect();
         for r in 0..ranges {
             let channel = r * range;
             let channels = (channels - channel).min(range);
-            for (tap, &at) in taps.iter().enumerate() {
+            for (tap, &at) in w.frames.iter().enumerate() {
                 (plan.method.fill)(level, plan, &windows, tap, (channel, channels), slab);
                 transform_input(level, plan, &windows, &w, channels, slab, inputs.byte_add(at));
             }
@@ -95,8 +97,8 @@ pub unsafe fn winograd_block(level: Level, plan: &Plan, task: &Task, width: usiz
                     (Some(Format::E5m2), _) => transform_weights::<E5m2>,
                     (Some(_), _) => transform_weights::<I8>,
                 };
-                transform(level, plan.kt, &w, channels, lanes, packed, weights);
-                multiply(level, &w, &taps, channels, lanes, inputs, weights, results);
+                transform(level, &w, channels, lanes, packed, weights);
+                multiply(level, &w, channels, lanes, inputs, weights, results);
                 let index = if ranges == 1 { 0 } else { b - task.blocks.0 };
                 let sums = sums.add(index * size[0] * size[1] * width);
                 let last = r + 1 == ranges;
@@ -162,7 +164,6 @@ unsafe fn input_row<S: Simd>(a: S::V, b: S::V, c: S::V, d: S::V) -> [S::V; 4] {
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn transform_weights_on<S: Narrow, L: Load>(
-    frames: usize,
     w: &Windows,
     channels: usize,
     lanes: usize,
@@ -173,7 +174,7 @@ unsafe fn transform_weights_on<S: Narrow, L: Load>(
         let mut from = packed as *const L;
         for first in (0..channels).step_by(UNITS) {
             let units = (channels - first).min(UNITS);
-            for _ in 0..frames {
+            for _ in &w.frames {
                 for at in (0..units * lanes).step_by(S::LANES) {
                     let mut g = [[S::splat(0.0); 4]; 3];
                     for i in 0..3 {
@@ -194,7 +195,7 @@ unsafe fn transform_weights_on<S: Narrow, L: Load>(
     }
 }
 dispatch!(fn transform_weights<L: Load>(
-    frames: usize, w: &Windows, channels: usize, lanes: usize, packed: *const u8, weights: *mut f32
+    w: &Windows, channels: usize, lanes: usize, packed: *const u8, weights: *mut f32
 ) => transform_weights_on);
 
 #[inline(always)]
@@ -211,7 +212,6 @@ unsafe fn weight_row<S: Simd>(a: S::V, b: S::V, c: S::V) -> [S::V; 4] {
 unsafe fn multiply(
     level: Level,
     w: &Windows,
-    taps: &[usize],
     channels: usize,
     lanes: usize,
     inputs: *const f32,
@@ -220,7 +220,7 @@ unsafe fn multiply(
 ) {
     unsafe {
         let vectors = lanes / level.lanes();
-        let sum = Sum { group_step: w.group_step * 4, taps, units: channels, first: true };
+        let sum = Sum { group_step: w.group_step * 4, taps: &w.frames, units: channels, first: true };
         let tiles = w.count.div_ceil(tile_pixels(level.registers(), vectors));
         let (least, longer) = (w.count / tiles, w.count % tiles);
         for product in 0..PRODUCTS {

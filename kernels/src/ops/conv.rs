@@ -270,7 +270,7 @@ const FEW_CHANNELS: usize = 8;
 /// Multiply-adds that take less than some 20 microseconds: not worth a second thread.
 const ALONE: f64 = 1e6;
 /// Transformed input of a task.
-const WINDOWS_BYTES: usize = 1 << 20;
+const WINDOWS_BYTES: usize = 3 << 19;
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, PartialEq)]
