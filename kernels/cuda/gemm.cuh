@@ -19,6 +19,12 @@ struct Sizes {
     int64_t m, n, k, batch;
 };
 
+__device__ inline float multiply_add(float sum, float a, float b) { return sum + a * b; }
+/// Wraps around, as the zero point of a row may be any number.
+__device__ inline int32_t multiply_add(int32_t sum, int32_t a, int32_t b) {
+    return int32_t(uint32_t(sum) + uint32_t(a) * uint32_t(b));
+}
+
 constexpr int TILE_M = 64, TILE_N = 64, TILE_K = 16;
 constexpr int TILE_THREADS = 256;
 
@@ -47,7 +53,9 @@ __global__ void __launch_bounds__(TILE_THREADS) tile_kernel(Operands operands, E
         Value parts[4][4] = {};
         for (int at = 0; at < TILE_K; at++) {
             for (int i = 0; i < 4; i++) {
-                for (int j = 0; j < 4; j++) parts[i][j] += a_tile[at][down + i] * b_tile[at][across + j];
+                for (int j = 0; j < 4; j++) {
+                    parts[i][j] = multiply_add(parts[i][j], a_tile[at][down + i], b_tile[at][across + j]);
+                }
             }
         }
         __syncthreads();

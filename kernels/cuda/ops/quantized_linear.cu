@@ -50,7 +50,7 @@ struct IntegerOperands {
     using Value = int32_t;
     QuantizedRows x;
     PackedWeight weight;
-    __device__ int32_t a(uint32_t row, uint32_t k) const { return int8_t(x.row(row)[k]) - x.zero(row); }
+    __device__ int32_t a(uint32_t row, uint32_t k) const { return int32_t(uint32_t(int8_t(x.row(row)[k])) - uint32_t(x.zero(row))); }
     __device__ int32_t b(uint32_t column, uint32_t k, uint32_t) const {
         return int32_t(weight.code(column, k)) - weight.zero(weight.group_of(column, k));
     }
