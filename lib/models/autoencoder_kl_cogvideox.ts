@@ -482,7 +482,10 @@ export interface DecodeFunctionCall {
 const LEAST_TILE = 8;
 
 /** The least cells by which such tiles overlap. */
-const OVERLAP = 4;
+const LEAST_OVERLAP = 4;
+
+/** The share of them that overlaps at least: the larger one of diffusers' two. */
+const OVERLAP = 1 / 5;
 
 /** The autoencoder. Videos and latents are (batch, channels, frames, rows, columns), as in diffusers. */
 export class AutoencoderKLCogVideoX extends Model {
@@ -893,7 +896,8 @@ export class AutoencoderKLCogVideoX extends Model {
     const ways = (size: number) => {
       const found: Cut[][] = [];
       for (let parts = 1;; parts++) {
-        const cuts = cutEvenly(size, { parts, overlap: OVERLAP, scale: this.scaleFactor });
+        const overlap = Math.max(LEAST_OVERLAP, Math.ceil(size / parts * OVERLAP));
+        const cuts = cutEvenly(size, { parts, overlap, scale: this.scaleFactor });
         if (parts > 1 && cuts[0]!.size < LEAST_TILE) return found;
         found.push(cuts);
       }

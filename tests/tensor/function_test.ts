@@ -68,6 +68,26 @@ Deno.test("results are arguments of other calls, and are not overwritten by late
   assert.deepEqual((await Promise.all(results.map(values))).flat(), [1, 2, 4, 8, 16]);
 });
 
+Deno.test("a state in one place is written when nothing reads it any more", async () => {
+  const device = await Device.default();
+  // The new state comes first, and what reads the old one last.
+  const step = compileFunction(({ x, state }: { x: Tensor; state: Tensor }) => {
+    const shifted = concat([state.slice(0, 1), x], 0);
+    return { state: shifted, sum: x.add(1).sum(0).add(state.sum(0)) };
+  }, { inPlace: true });
+  let state = tensor([1, 2, 3]);
+  const buffer = device.bufferOf(state.node);
+  const sums: number[] = [];
+  for (const x of [10, 20, 30]) {
+    const results = await step.run({ x: tensor([x]), state });
+    state = results.state;
+    assert.equal(device.bufferOf(state.node), buffer);
+    sums.push((await toArray<"f32">(results.sum))[0]!);
+  }
+  assert.deepEqual(sums, [11 + 6, 21 + 15, 31 + 33]);
+  assert.deepEqual([...await toArray<"f32">(state)], [10, 20, 30]);
+});
+
 Deno.test("what follows from arguments that do not vary is computed again only when they are others", async () => {
   const weight = tensor([1, 2, 3, 4], { shape: [2, 2] });
   const f = compileFunction(
