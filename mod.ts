@@ -83,7 +83,6 @@ export {
   type CogVideoXSchedulerConfig,
   type CogVideoXStepInputs,
   type CogVideoXStepOutputs,
-  type Round,
 } from "./lib/schedulers/cogvideox.ts";
 export * from "./lib/schedulers/ddim_cogvideox.ts";
 export * from "./lib/schedulers/dpm_cogvideox.ts";
