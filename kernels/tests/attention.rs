@@ -328,5 +328,6 @@ fn many_tokens() {
 fn peak_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")).map_or(0, |kilobytes| kilobytes.trim().parse::<usize>().unwrap() << 10)
+    line.and_then(|line| line.trim().strip_suffix(" kB"))
+        .map_or(0, |kilobytes| kilobytes.trim().parse::<usize>().unwrap() << 10)
 }
