@@ -110,6 +110,7 @@ pub trait Codes: Simd {
     /// The values of the halves' lowest `BITS` bits, small floats: even ones and odd ones. Of 7 the sign is the highest.
     unsafe fn floats<const BITS: usize>(table: Self::T, x: Self::I) -> (Self::V, Self::V);
     /// Those of `nibbles` as pairs of bf16. Only where `BF16_DOT`, as all below.
+    #[inline(always)]
     unsafe fn nibble_pairs(table: Self::T, x: Self::I) -> Self::V {
         unsafe {
             let (even, odd) = Self::nibbles(table, x);
@@ -117,6 +118,7 @@ pub trait Codes: Simd {
         }
     }
     /// Those of `floats` as pairs of bf16.
+    #[inline(always)]
     unsafe fn float_pairs<const BITS: usize>(table: Self::T, x: Self::I) -> Self::V {
         unsafe {
             let (even, odd) = Self::floats::<BITS>(table, x);
@@ -124,11 +126,13 @@ pub trait Codes: Simd {
         }
     }
     /// Floats rounded to pairs of bf16.
+    #[inline(always)]
     unsafe fn pairs(even: Self::V, odd: Self::V) -> Self::V {
         let _ = odd;
         even
     }
     /// Twice as many bytes as lanes, one in each half.
+    #[inline(always)]
     unsafe fn halves(p: *const u8) -> Self::I {
         unsafe { Self::bytes(p) }
     }
@@ -139,10 +143,12 @@ pub trait Codes: Simd {
         [less; 2]
     }
     /// As many bytes as lanes, 8 added to each, four times in its lane.
+    #[inline(always)]
     unsafe fn fours_above(p: *const i8) -> Self::V {
         unsafe { Self::splat(*p as f32) }
     }
     /// Twice as many bytes as lanes, in the places of set bits; zeros in the others.
+    #[inline(always)]
     unsafe fn expand(p: *const u8, kept: u64) -> Self::V {
         let _ = p;
         unsafe { Self::splat(kept as f32) }

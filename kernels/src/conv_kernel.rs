@@ -65,6 +65,7 @@ pub trait Product: Copy + Send + Sync + 'static {
     /// sum + unit * weights.
     unsafe fn madd<S: Narrow>(sum: S::V, unit: S::V, weights: S::V) -> S::V;
     /// The sum of the lanes of a sum, as a lane.
+    #[inline(always)]
     unsafe fn across<S: Narrow>(sum: S::V) -> f32 {
         unsafe { S::sum(sum) }
     }
