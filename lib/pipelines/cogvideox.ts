@@ -6,6 +6,7 @@
 
 import { CALIBRATION, type CalibrationOptions } from "../compile/capture.ts";
 import { type Compilable, COMPILE_TARGET, type CompileTarget } from "../compile/compile.ts";
+import { type Profile, profile, type ProfileOptions } from "../compile/profile.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { Image, settingsToMetadata } from "../media/image.ts";
 import { AutoencoderKLCogVideoX } from "../models/autoencoder_kl_cogvideox.ts";
@@ -188,6 +189,18 @@ export interface CogVideoXPipeline extends Compilable<CogVideoXRun> {
    * @returns Bytes
    */
   plan(run?: CogVideoXRun): MemoryPlan;
+  /**
+   * Looks at where the time of a call goes, decoding included. The first call of some shapes also gets weights and
+   * programs ready: profile a later one.
+   *
+   * @param prompt As for a call
+   * @param options As for a call, and what the machine can do
+   * @returns Each kernel's time, as a table by operation and as a trace
+   */
+  profile(
+    prompt: string | readonly string[] | undefined,
+    options?: CogVideoXOptions & ProfileOptions,
+  ): Promise<Profile>;
   /** @internal Runs the models on prompts, on functions of another maker. */
   [CALIBRATION](prompts: readonly string[], options: CalibrationOptions): Promise<void>;
   /** The noise that a run starts from, (videos, frames, channels, rows, columns). */
@@ -345,11 +358,28 @@ function pipelineOf(
       options: Pick<CogVideoXOptions, "maxSequenceLength" | "signal"> = {},
     ) => run.encodePrompt(prompt, options),
     plan: (options: CogVideoXRun = {}) => run.plan(options),
+    profile: async (
+      prompt: string | readonly string[] | undefined,
+      { limits, ...options }: CogVideoXOptions & ProfileOptions = {},
+    ) => (await profile(members.device, () => decodedCall(run, prompt, options), { limits })).profile,
     prepareLatents: (options: Parameters<CogVideoXPipeline["prepareLatents"]>[0]) => run.prepareLatents(options),
     get quantization() {
       return run.quantization;
     },
   });
+}
+
+/** A call, and its videos' frames, each dropped as it comes. */
+async function decodedCall(
+  run: Runner,
+  prompt: string | readonly string[] | undefined,
+  options: CogVideoXOptions,
+): Promise<void> {
+  const { videos } = await run.generate(prompt, options);
+  for (const video of videos) {
+    const frames = video[Symbol.asyncIterator]();
+    while (!(await frames.next()).done);
+  }
 }
 
 /**

@@ -346,6 +346,13 @@ Deno.test("a run that is aborted stops within a step, decoding within some frame
   });
 });
 
+Deno.test("a profile tells of every model of a call, decoding included", async () => {
+  const rows = (await pipe.profile(PROMPT, QUICK)).rows();
+  const programs = new Set(rows.map(({ program }) => program));
+  assert.ok(programs.size >= 3, [...programs].join());
+  for (const op of ["attention", "linear", "conv"]) assert.ok(rows.some((row) => row.op === op && row.seconds > 0), op);
+});
+
 Deno.test("a plan needs no weights, has every phase, and grows with the video and the batch", async () => {
   const empty = await CogVideoXPipeline.load(folder, { weights: false });
   const plan = empty.plan();
