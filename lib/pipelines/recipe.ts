@@ -17,8 +17,8 @@ import {
   REPORT_FLAGS,
 } from "./flags.ts";
 import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep } from "./flux.ts";
-import { type Optimizations, optimize, type OptimizeReport } from "./optimize.ts";
-import { Bars, interruptSignal, makeFolder, printPlan, printReport, reportOf, tellErrors } from "./recipe_run.ts";
+import type { Optimizations } from "./optimize.ts";
+import { makeFolder, RecipeRun, resultPaths, tellErrors } from "./recipe_run.ts";
 
 /** The flags of `recipes/inference.ts`, read and checked. */
 export interface InferenceFlags {
@@ -167,22 +167,13 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
     console.log(helpText("Makes pictures from prompts.", FLAGS));
     Deno.exit(0);
   }
-  const signal = interruptSignal();
+  const task = new RecipeRun(flags, start);
   const folder = flags.dryRun ? "" : flags.out.endsWith(".png") ? flags.out.replace(/[^/\\]*$/, "") : flags.out;
   if (folder !== "") await makeFolder(folder);
-
-  const bars = new Bars();
-  let loaded = 0;
-  let optimized: OptimizeReport | undefined;
+  const { signal, bars } = task;
   return {
     ...flags,
-    load: {
-      dtype: flags.dtype,
-      transformer: flags.transformer,
-      weights: !flags.dryRun,
-      signal,
-      onProgress: bars.onProgress,
-    },
+    load: { ...task.load, transformer: flags.transformer },
     options: {
       ...flags.options,
       signal,
@@ -193,8 +184,7 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
       if (flags.vaeTiling) pipe.vae.enableTiling();
       if (flags.vaeSlicing) pipe.vae.enableSlicing();
       const { height, width, numInferenceSteps, maxSequenceLength, numImagesPerPrompt, trueCfgScale } = flags.options;
-      optimized = await optimize(pipe, flags.optimization, {
-        prompts: flags.prompts,
+      await task.prepare(pipe, {
         run: {
           height,
           width,
@@ -204,32 +194,15 @@ export async function inferenceTask(args: readonly string[]): Promise<InferenceT
           trueCfgScale,
           prompts: flags.prompts.length,
         },
-        signal,
+        plan: () => pipe.plan(flags.prompts, flags.options),
       });
-      loaded = performance.now();
-      if (flags.dryRun) {
-        printPlan(pipe.plan(flags.prompts, flags.options), flags);
-        Deno.exit(0);
-      }
     },
-    async finish(pipe, { images, seconds, numInferenceSteps }) {
-      const paths = images.length === 1
-        ? [flags.out]
-        : images.map((_, i) => `${flags.out.replace(/[/\\]$/, "")}/${String(i).padStart(2, "0")}.png`);
+    async finish(pipe, { images, seconds, numInferenceSteps: steps }) {
+      const paths = resultPaths(flags.out, images.length, ".png");
       for (const [i, image] of images.entries()) await image.save(paths[i]!);
-      const report = reportOf({
-        paths,
-        loadSeconds: (loaded - start) / 1000,
-        seconds,
-        steps: numInferenceSteps,
-        quantization: pipe.quantization,
-        optimized: optimized!,
-        plan: pipe.plan(flags.prompts, flags.options),
-        peakMemory: pipe.device.peakMemory(),
-      });
+      const plan = pipe.plan(flags.prompts, flags.options);
       if (flags.show) { for (const image of images) await show(image); }
-      if (flags.json) console.log(JSON.stringify(report));
-      else printReport(report, "picture");
+      task.report("picture", pipe, { paths, seconds, steps, plan });
     },
   };
 }

@@ -5,9 +5,17 @@
  */
 
 import { OutputError } from "../errors.ts";
+import type { FloatDtype } from "../graph/dtypes.ts";
 import { formatBytes, formatSeconds, formatTable, ProgressBar } from "../media/progress.ts";
+import type { Device } from "../tensor/device.ts";
 import { type MemoryPlan, PHASES } from "./memory.ts";
-import type { OptimizeReport } from "./optimize.ts";
+import {
+  type OptimizablePipeline,
+  type Optimizations,
+  optimize,
+  type OptimizedRun,
+  type OptimizeReport,
+} from "./optimize.ts";
 import type { PipelineLoadOptions } from "./load.ts";
 import type { PhaseSeconds } from "./run.ts";
 
@@ -27,7 +35,7 @@ export function tellErrors(): void {
  *
  * @returns The signal
  */
-export function interruptSignal(): AbortSignal {
+function interruptSignal(): AbortSignal {
   const interrupt = new AbortController();
   Deno.addSignalListener("SIGINT", () => interrupt.abort(INTERRUPTED));
   return interrupt.signal;
@@ -48,8 +56,22 @@ export async function makeFolder(folder: string): Promise<void> {
   }
 }
 
+/**
+ * The files of a run's results.
+ *
+ * @param out What `--out` says: the file of a single result, the folder of several
+ * @param count How many there are
+ * @param extension The ending of files in a folder, such as `.png`
+ * @returns Their paths
+ */
+export function resultPaths(out: string, count: number, extension: string): string[] {
+  if (count === 1) return [out];
+  const folder = out.replace(/[/\\]$/, "");
+  return Array.from({ length: count }, (_, i) => `${folder}/${String(i).padStart(2, "0")}${extension}`);
+}
+
 /** A bar of what is downloaded, if anything is, and a bar of what is done. */
-export class Bars {
+class Bars {
   #download: ProgressBar | undefined;
   readonly #bars = new Map<string, ProgressBar>();
 
@@ -73,13 +95,92 @@ export class Bars {
   }
 }
 
+/** What every recipe's flags say of a run. */
+interface RunFlags {
+  readonly dtype: FloatDtype;
+  readonly prompts: readonly string[];
+  readonly optimization: Optimizations;
+  readonly json: boolean;
+  readonly dryRun: boolean;
+}
+
+/** What happens around a recipe's pipeline, from loading to the report. */
+export class RecipeRun {
+  /** Given by Ctrl-C. */
+  readonly signal: AbortSignal = interruptSignal();
+  /** Progress. */
+  readonly bars = new Bars();
+  readonly #flags: RunFlags;
+  readonly #start: number;
+  #loaded = 0;
+  #optimized: OptimizeReport | undefined;
+
+  /**
+   * Begins.
+   *
+   * @param flags The recipe's flags
+   * @param start When the recipe started, by `performance.now()`
+   */
+  constructor(flags: RunFlags, start: number) {
+    this.#flags = flags;
+    this.#start = start;
+  }
+
+  /** How to load the model: shows a download's progress. */
+  get load(): Pick<PipelineLoadOptions, "dtype" | "weights" | "signal" | "onProgress"> {
+    const { dtype, dryRun } = this.#flags;
+    return { dtype, weights: !dryRun, signal: this.signal, onProgress: this.bars.onProgress };
+  }
+
+  /**
+   * Does to a model what was asked for, and ends a dry run. The time from the start to here counts as loading.
+   *
+   * @param pipe The pipeline
+   * @param options The call that it is made ready for, and what that will take of the memory
+   */
+  async prepare<R extends OptimizedRun>(
+    pipe: OptimizablePipeline<R>,
+    { run, plan }: { run: R; plan: () => MemoryPlan },
+  ): Promise<void> {
+    const { optimization, prompts, dryRun, json } = this.#flags;
+    this.#optimized = await optimize(pipe, optimization, { prompts, run, signal: this.signal });
+    this.#loaded = performance.now();
+    if (!dryRun) return;
+    printPlan(plan(), { json });
+    Deno.exit(0);
+  }
+
+  /**
+   * Says what was made: a table, or JSON.
+   *
+   * @param what What it is
+   * @param pipe The pipeline
+   * @param made The files, the seconds, the steps, what it took of the memory
+   */
+  report(
+    what: "picture" | "video",
+    pipe: { readonly quantization: string; readonly device: Device },
+    made: { paths: readonly string[]; seconds: PhaseSeconds; steps: number; plan: MemoryPlan },
+  ): void {
+    const report = reportOf({
+      ...made,
+      loadSeconds: (this.#loaded - this.#start) / 1000,
+      quantization: pipe.quantization,
+      optimized: this.#optimized!,
+      peakMemory: pipe.device.peakMemory(),
+    });
+    if (this.#flags.json) console.log(JSON.stringify(report));
+    else printReport(report, what);
+  }
+}
+
 /** The bytes of all weights as the kernels take them. */
-export function modelBytes({ models }: MemoryPlan): number {
+function modelBytes({ models }: MemoryPlan): number {
   return models.reduce((sum, { weightBytes }) => sum + weightBytes, 0);
 }
 
 /** What a recipe says of a run, as JSON has it. */
-export interface RunReport {
+interface RunReport {
   readonly paths: readonly string[];
   readonly seconds: {
     readonly load: number;
@@ -101,7 +202,7 @@ export interface RunReport {
  * @param run The files, the seconds, the steps, the pipeline, what was done to it
  * @returns The report
  */
-export function reportOf(
+function reportOf(
   run: {
     paths: readonly string[];
     loadSeconds: number;
@@ -132,7 +233,7 @@ export function reportOf(
 }
 
 /** Prints a report as a table. */
-export function printReport(report: RunReport, what: "picture" | "video"): void {
+function printReport(report: RunReport, what: "picture" | "video"): void {
   const { seconds, compiled } = report;
   console.log(formatTable([
     { what: "load", value: formatSeconds(seconds.load) },
@@ -169,7 +270,7 @@ function formatMilliseconds(seconds: number): string {
 const PHASE_NAMES = { textEncoding: "text encoding", denoising: "denoising", decoding: "decoding" } as const;
 
 /** Prints what a run will take of the memory. */
-export function printPlan({ models, phases, bytes }: MemoryPlan, { json }: { json: boolean }): void {
+function printPlan({ models, phases, bytes }: MemoryPlan, { json }: { json: boolean }): void {
   if (json) return console.log(JSON.stringify({ models, phases, bytes }));
   console.log(formatTable([
     ...models.map(({ part, parameters, weightBytes, workBytes }) => ({

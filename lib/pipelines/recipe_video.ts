@@ -26,8 +26,8 @@ import {
   parseSeed,
   REPORT_FLAGS,
 } from "./flags.ts";
-import { type Optimizations, optimize, type OptimizeReport } from "./optimize.ts";
-import { Bars, interruptSignal, makeFolder, printPlan, printReport, reportOf, tellErrors } from "./recipe_run.ts";
+import type { Optimizations } from "./optimize.ts";
+import { makeFolder, RecipeRun, resultPaths, tellErrors } from "./recipe_run.ts";
 
 /** The flags of `recipes/video.ts`, read and checked. */
 export interface VideoFlags {
@@ -195,7 +195,7 @@ export async function videoTask(args: readonly string[]): Promise<VideoTask> {
     await printPublished(flags);
     Deno.exit(flags.json ? 0 : 1);
   }
-  const signal = interruptSignal();
+  const task = new RecipeRun(flags, start);
   if (!flags.dryRun) {
     for (const folder of [isFile(flags.out) ? folderOf(flags.out) : flags.out, folderOf(flags.preview ?? "")]) {
       if (folder !== "") await makeFolder(folder);
@@ -214,19 +214,11 @@ export async function videoTask(args: readonly string[]): Promise<VideoTask> {
     memoryBudget: flags.options.memoryBudget,
     prompts: flags.prompts.length,
   };
-  const bars = new Bars();
-  let loaded = 0;
-  let optimized: OptimizeReport | undefined;
+  const { signal, bars } = task;
   return {
     ...flags,
     model,
-    load: {
-      dtype: flags.dtype,
-      scheduler: flags.scheduler,
-      weights: !flags.dryRun,
-      signal,
-      onProgress: bars.onProgress,
-    },
+    load: { ...task.load, scheduler: flags.scheduler },
     options: {
       ...flags.options,
       signal,
@@ -238,34 +230,16 @@ export async function videoTask(args: readonly string[]): Promise<VideoTask> {
     async prepare(pipe) {
       bars.loaded();
       if (flags.vaeTiling) pipe.vae.enableTiling();
-      optimized = await optimize(pipe, flags.optimization, { prompts: flags.prompts, run, signal });
-      loaded = performance.now();
-      if (flags.dryRun) {
-        printPlan(pipe.plan(run), flags);
-        Deno.exit(0);
-      }
+      await task.prepare(pipe, { run, plan: () => pipe.plan(run) });
     },
-    async finish(pipe, { videos, seconds, numInferenceSteps }) {
-      const paths = videos.length === 1
-        ? [flags.out]
-        : videos.map((_, i) => `${flags.out.replace(/[/\\]$/, "")}/${String(i).padStart(2, "0")}.mp4`);
+    async finish(pipe, { videos, seconds, numInferenceSteps: steps }) {
+      const paths = resultPaths(flags.out, videos.length, ".mp4");
       const total = videos.reduce((sum, { frameCount }) => sum + frameCount, 0);
       let done = 0;
       for (const [i, video] of videos.entries()) {
         await video.save(paths[i]!, { signal, onFrame: () => bars.update("Decoding", ++done, total) });
       }
-      const report = reportOf({
-        paths,
-        loadSeconds: (loaded - start) / 1000,
-        seconds,
-        steps: numInferenceSteps,
-        quantization: pipe.quantization,
-        optimized: optimized!,
-        plan: pipe.plan(run),
-        peakMemory: pipe.device.peakMemory(),
-      });
-      if (flags.json) console.log(JSON.stringify(report));
-      else printReport(report, "video");
+      task.report("video", pipe, { paths, seconds, steps, plan: pipe.plan(run) });
     },
   };
 }

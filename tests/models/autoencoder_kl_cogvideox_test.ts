@@ -9,6 +9,7 @@ import { Generator } from "../../lib/tensor/random.ts";
 import { toArray } from "../../lib/tensor/realize.ts";
 import { tensor } from "../../lib/tensor/source.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
+import { relativeL2 } from "../relative_l2.ts";
 
 const FOLDER = "tests/fixtures/cogvideox-vae-mini";
 
@@ -22,12 +23,6 @@ const collect = async (frames: AsyncIterable<VideoFrames>) => await Array.fromAs
 
 /** The values of one video of all frames, in order. */
 const valuesOf = (frames: readonly VideoFrames[]) => Float32Array.from(frames.flatMap(({ data }) => [...data]));
-
-function relativeL2(actual: Float32Array, expected: Float32Array): number {
-  assert.equal(actual.length, expected.length);
-  const norm = (values: Float32Array) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0));
-  return norm(actual.map((x, i) => x - expected[i]!)) / norm(expected);
-}
 
 Deno.test("frames come batch by batch, the remaining ones with the first, and are those of the whole", async () => {
   const vae = await load();

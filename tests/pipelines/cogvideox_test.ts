@@ -11,6 +11,7 @@ import { toArray } from "../../lib/tensor/realize.ts";
 import { tensor } from "../../lib/tensor/source.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
 import { withFolder } from "../folder.ts";
+import { relativeL2 } from "../relative_l2.ts";
 
 const folder = await Deno.makeTempDir();
 globalThis.addEventListener("unload", () => Deno.removeSync(folder, { recursive: true }));
@@ -46,16 +47,6 @@ const QUICK = { numInferenceSteps: 2, seed: 3 } as const;
 
 const namesIn = async (path: string) => (await Array.fromAsync(Deno.readDir(path))).map(({ name }) => name).sort();
 const values = (t: Tensor) => toArray<"f32">(t);
-
-function relativeL2(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
-  assert.equal(actual.length, expected.length);
-  let [error, norm] = [0, 0];
-  for (let i = 0; i < expected.length; i++) {
-    error += (actual[i]! - expected[i]!) ** 2;
-    norm += expected[i]! ** 2;
-  }
-  return Math.sqrt(error / norm);
-}
 
 Deno.test("a prompt becomes a video, whose frames come a few at a time, and whose file says how it was made", async () => {
   await withFolder(async (out) => {
