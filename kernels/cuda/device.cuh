@@ -115,6 +115,12 @@ struct View {
     template <class T> __host__ __device__ T* as() const { return static_cast<T*>(data); }
 };
 
+/// Refuses a packed weight whose address is no multiple of what is read of it at a time, in bytes.
+inline void check_aligned(const View& packed, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(packed.data) % bytes == 0) return;
+    throw Failure{Code::bad_argument, "A packed weight lies at an odd address"};
+}
+
 /// One instruction: its operands and parameters, in the schema's order.
 struct Call {
     DenoiseDevice& device;

@@ -90,9 +90,7 @@ __device__ inline float rows_value(schema::Rows rows, uint8_t code) {
 /// Refuses a packed weight that does not lie where its scales can be read, or is of another size than its parts: the core
 /// and this library then differ in what they pack.
 inline void check_packed(const View& packed, int64_t bytes) {
-    if (reinterpret_cast<uintptr_t>(packed.data) % 16 != 0) {
-        throw Failure{Code::bad_argument, "A packed weight lies at an odd address"};
-    }
+    check_aligned(packed, 16);
     if (packed.length() != bytes) {
         throw Failure{Code::unavailable, "The CUDA library packs a weight into " + std::to_string(bytes) + " bytes, not " +
                                              std::to_string(packed.length()) + ": build it again"};

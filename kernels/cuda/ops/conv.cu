@@ -25,9 +25,7 @@ DENOISE_OP(conv) {
     namespace op = schema::conv;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     if (out.length() == 0) return;
-    if (reinterpret_cast<uintptr_t>(weight.data) % schema::size_of(x.dtype) != 0) {
-        throw Failure{Code::bad_argument, "A packed weight lies at an odd address"};
-    }
+    check_aligned(weight, schema::size_of(x.dtype));
     const ConvShape shape = conv_shape(call, op::x, op::cache, op::out, op::param_kt);
     const Sizes sizes = conv_sizes(shape, out);
     const Epilogue e = layer_epilogue(call, out, op::bias, -1, op::residual, op::param_act);
@@ -69,9 +67,7 @@ DENOISE_OP(pack_conv) {
     namespace op = schema::pack_conv;
     const View weight = call.view(op::weight), out = call.view(op::out);
     const auto dtype = schema::DType(call.params[op::param_dtype]);
-    if (reinterpret_cast<uintptr_t>(out.data) % schema::size_of(dtype) != 0) {
-        throw Failure{Code::bad_argument, "A packed weight lies at an odd address"};
-    }
+    check_aligned(out, schema::size_of(dtype));
     FilterTaps taps{weight.sizes[0], weight.sizes[1], 1, weight.size(1), weight.size(0),
                     {weight.strides[0], weight.strides[1], 0, weight.stride(1), weight.stride(0)}};
     if (weight.rank == 5) {

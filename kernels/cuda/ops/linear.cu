@@ -24,9 +24,7 @@ DENOISE_OP(linear) {
     namespace op = schema::linear;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
-    if (reinterpret_cast<uintptr_t>(weight.data) % schema::size_of(x.dtype) != 0) {
-        throw Failure{Code::bad_argument, "A packed weight lies at an odd address"};
-    }
+    check_aligned(weight, schema::size_of(x.dtype));
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
@@ -54,9 +52,7 @@ DENOISE_OP(pack_linear) {
     const auto dtype = schema::DType(call.params[op::param_dtype]);
     const int64_t n = weight.sizes[0], k = weight.sizes[1], inner = round_up(k, INNER);
     const int64_t count = out.length() / schema::size_of(dtype);
-    if (reinterpret_cast<uintptr_t>(out.data) % schema::size_of(dtype) != 0) {
-        throw Failure{Code::bad_argument, "A packed weight lies at an odd address"};
-    }
+    check_aligned(out, schema::size_of(dtype));
     with_float(weight.dtype, [&](auto a) {
         with_float(dtype, [&](auto b) {
             using A = decltype(a);
