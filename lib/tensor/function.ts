@@ -306,8 +306,6 @@ interface Call {
   readonly device: Device;
   readonly signal?: AbortSignal | undefined;
   readonly choices?: KernelChoices | undefined;
-  /** Where results are written that have a place already. */
-  readonly places?: Values;
 }
 
 async function runSpecialization(
