@@ -20,7 +20,7 @@ template <class T> struct LinearOperands {
 
 } // namespace denoise
 
-DENOISE_OP(linear) {
+DENOISE_WAYS(linear) {
     namespace op = schema::linear;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
@@ -29,7 +29,7 @@ DENOISE_OP(linear) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
-        gemm<T>(call, operands, e, {out.rows(), n, k, 1});
+        add_tiles<T>(ways, call, operands, e, {out.rows(), n, k, 1});
     });
 }
 
@@ -102,6 +102,6 @@ DENOISE_OP(matmul) {
         using T = decltype(zero);
         const MatmulOperands<T> operands{a.as<const T>(), b.as<const T>(), RowMap(matrices(a)), RowMap(matrices(b)),
                                          a.stride(1), a.stride(0), b.stride(1), b.stride(0), count32(m)};
-        gemm<T>(call, operands, e, {m, n, k, out.rows() / m});
+        multiply_tiles<T, TILE_M>(call, operands, e, {m, n, k, out.rows() / m});
     });
 }

@@ -67,7 +67,7 @@ static Format packed_format(const Call& call, int format) {
 
 } // namespace denoise
 
-DENOISE_OP(quantized_linear) {
+DENOISE_WAYS(quantized_linear) {
     namespace op = schema::quantized_linear;
     const View x = call.view(op::x), packed = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
@@ -80,10 +80,10 @@ DENOISE_OP(quantized_linear) {
         using T = decltype(zero);
         switch (rows) {
         case schema::Rows::none:
-            return gemm<T>(call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
+            return add_tiles<T>(ways, call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
         case schema::Rows::e4m3:
-        case schema::Rows::e5m2: return gemm<T>(call, Fp8Operands{quantized, weight}, e, sizes);
-        default: return gemm<T>(call, IntegerOperands{quantized, weight}, e, sizes);
+        case schema::Rows::e5m2: return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
+        default: return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
         }
     });
 }
