@@ -165,7 +165,7 @@ async function makeObject({ compile }: Compiler, source: string, object: string)
 }
 
 async function sources(extra: readonly string[]): Promise<string[]> {
-  const found = ["runtime.cu", ...extra];
+  const found = ["cublaslt.cu", "runtime.cu", ...extra];
   for await (const { name } of Deno.readDir(new URL("ops", cuda))) if (name.endsWith(".cu")) found.push(`ops/${name}`);
   return found.sort();
 }
