@@ -18,12 +18,18 @@ export const SYMBOLS = {
     "result": "u32",
     "nonblocking": false,
   },
+  "denoise_cuda_driver": { "parameters": [], "result": "u32", "nonblocking": false },
   "denoise_cuda_open": {
     "parameters": ["buffer", "usize", "u32", "buffer", "usize"],
     "result": "u32",
     "nonblocking": false,
   },
   "denoise_describe": { "parameters": ["buffer", "usize"], "result": "u32", "nonblocking": false },
+  "denoise_device_describe": {
+    "parameters": ["u32", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
+  },
   "denoise_device_open": {
     "parameters": ["buffer", "usize", "u32", "buffer", "usize"],
     "result": "u32",
@@ -40,6 +46,11 @@ export const SYMBOLS = {
     "parameters": ["u32", "u32", "buffer", "usize", "u32", "buffer", "usize", "buffer", "usize"],
     "result": "u32",
     "nonblocking": true,
+  },
+  "denoise_program_ways": {
+    "parameters": ["u32", "u32", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
   },
   "denoise_token_cancel": { "parameters": ["u32", "buffer", "usize"], "result": "u32", "nonblocking": false },
   "denoise_token_create": { "parameters": ["buffer", "usize"], "result": "u32", "nonblocking": false },
