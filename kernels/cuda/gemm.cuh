@@ -1,13 +1,14 @@
 // The seam of matrix multiplies: out (M, N) = epilogue(sum over K of a (M, K) b (N, K)), for operands that say how an
-// element is read. `gemm` picks the way: where a device has instructions for the operands, theirs may stand here; the
-// tiles below take any operands, on every device and emulated.
+// element is read. The tiles below take any operands, on every device and emulated; what multiplies by instructions that
+// only some operands and devices take is added to an op's ways before them.
 //
 // Operands are a struct with
 //   using Value = float or int32_t;          // what products are summed in
 //   Value a(uint32_t row, uint32_t k);       // rows of all batches are counted on
 //   Value b(uint32_t column, uint32_t k, uint32_t batch);
-//   float fold(Value sum, uint32_t column, uint32_t k);  // the sum of a tile of K that begins at k, scaled
-//   float row_scale(uint32_t row);           // what is left to multiply a whole sum by
+//   using Sum = float or int32_t;            // what the sums of tiles of K are summed in
+//   Sum fold(Value sum, uint32_t column, uint32_t k);  // the sum of a tile of K that begins at k
+//   float number(Sum sum, uint32_t row, uint32_t column);  // what a whole sum is
 #pragma once
 
 #include "epilogue.cuh"
@@ -25,28 +26,32 @@ __device__ inline int32_t multiply_add(int32_t sum, int32_t a, int32_t b) {
     return int32_t(uint32_t(sum) + uint32_t(a) * uint32_t(b));
 }
 
-constexpr int TILE_M = 64, TILE_N = 64, TILE_K = 16;
-constexpr int TILE_THREADS = 256;
+constexpr int TILE_N = 64, TILE_K = 16;
+/// Rows of a tile, where there are many and where there are few.
+constexpr int TILE_M = 64, FEW_M = 16;
 
-/// A block makes a tile of 64 by 64, a thread 4 by 4 of it.
-template <class T, class Operands>
-__global__ void __launch_bounds__(TILE_THREADS) tile_kernel(Operands operands, Epilogue e, uint32_t m, uint32_t n, uint32_t k) {
+/// A block makes a tile of ROWS by 64, a thread 4 by 4 of it.
+template <class T, int ROWS, class Operands>
+__global__ void __launch_bounds__(4 * ROWS) tile_kernel(Operands operands, Epilogue e, uint32_t m, uint32_t n, uint32_t k) {
     using Value = typename Operands::Value;
+    using Sum = typename Operands::Sum;
+    constexpr int THREADS = 4 * ROWS;
     // The last columns keep the writes of a column of threads from meeting in one bank.
-    __shared__ Value a_tile[TILE_K][TILE_M + 4]; // (K, M)
+    __shared__ Value a_tile[TILE_K][ROWS + 4];   // (K, M)
     __shared__ Value b_tile[TILE_K][TILE_N + 4]; // (K, N)
     const uint32_t batch = blockIdx.z;
-    const uint32_t first_row = blockIdx.x * TILE_M, first_column = blockIdx.y * TILE_N;
+    const uint32_t first_row = blockIdx.x * ROWS, first_column = blockIdx.y * TILE_N;
     const int across = threadIdx.x % 16 * 4, down = threadIdx.x / 16 * 4;
-    float sums[4][4] = {};
+    Sum sums[4][4] = {};
     for (uint32_t k0 = 0; k0 < k; k0 += TILE_K) {
         // Load: neighbouring threads read neighbouring elements of K.
-        for (int i = threadIdx.x; i < TILE_M * TILE_K; i += TILE_THREADS) {
-            const uint32_t at = i % TILE_K, line = i / TILE_K;
-            const bool known = k0 + at < k;
-            const uint32_t row = first_row + line, column = first_column + line;
-            a_tile[at][line] = known && row < m ? operands.a(batch * m + row, k0 + at) : Value(0);
-            b_tile[at][line] = known && column < n ? operands.b(column, k0 + at, batch) : Value(0);
+        for (int i = threadIdx.x; i < ROWS * TILE_K; i += THREADS) {
+            const uint32_t at = i % TILE_K, line = i / TILE_K, row = first_row + line;
+            a_tile[at][line] = k0 + at < k && row < m ? operands.a(batch * m + row, k0 + at) : Value(0);
+        }
+        for (int i = threadIdx.x; i < TILE_N * TILE_K; i += THREADS) {
+            const uint32_t at = i % TILE_K, line = i / TILE_K, column = first_column + line;
+            b_tile[at][line] = k0 + at < k && column < n ? operands.b(column, k0 + at, batch) : Value(0);
         }
         __syncthreads();
         // Multiply.
@@ -62,33 +67,41 @@ __global__ void __launch_bounds__(TILE_THREADS) tile_kernel(Operands operands, E
         for (int j = 0; j < 4; j++) {
             const uint32_t column = first_column + across + j;
             if (column >= n) continue;
-            for (int i = 0; i < 4; i++) sums[i][j] += operands.fold(parts[i][j], column, k0);
+            for (int i = 0; i < 4; i++) sums[i][j] = multiply_add(sums[i][j], operands.fold(parts[i][j], column, k0), Sum(1));
         }
     }
     // Epilogue and store.
     for (int i = 0; i < 4; i++) {
         const uint32_t row = first_row + down + i;
         if (row >= m) continue;
-        const float scale = operands.row_scale(batch * m + row);
         for (int j = 0; j < 4; j++) {
-            const uint32_t column = first_column + across + j;
-            if (column < n) finish<T>(e, sums[i][j] * scale, batch * m + row, column);
+            const uint32_t at = batch * m + row, column = first_column + across + j;
+            if (column < n) finish<T>(e, operands.number(sums[i][j], at, column), at, column);
         }
     }
 }
 
-/// Multiplies; the result, gate and residual are of T.
-template <class T, class Operands>
-void gemm(const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
+template <class T, int ROWS, class Operands>
+void multiply_tiles(const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
     const auto [m, n, k, batch] = sizes;
     if (m * batch > INT32_MAX || n > INT32_MAX || k > INT32_MAX || batch > MOST_BLOCKS) {
         throw Failure{Code::bad_argument, "A multiply of " + std::to_string(batch) + " x " + std::to_string(m) + " by " +
                                               std::to_string(n) + " by " + std::to_string(k) +
                                               " is too large for this device: cut the batch"};
     }
-    const dim3 blocks(blocks_of(ceil_div(m, TILE_M)), unsigned(ceil_div(n, TILE_N)), unsigned(batch));
+    const dim3 blocks(blocks_of(ceil_div(m, ROWS)), unsigned(ceil_div(n, TILE_N)), unsigned(batch));
     if (blocks.y > MOST_BLOCKS) throw Failure{Code::bad_argument, "A multiply of more than 4194240 columns"};
-    launch(call, tile_kernel<T, Operands>, blocks, TILE_THREADS, 0, operands, e, uint32_t(m), uint32_t(n), uint32_t(k));
+    launch(call, tile_kernel<T, ROWS, Operands>, blocks, 4 * ROWS, 0, operands, e, uint32_t(m), uint32_t(n), uint32_t(k));
+}
+
+/// Adds the ways that take any operands; the result, gate and residual are of T.
+template <class T, class Operands>
+void add_tiles(Ways& ways, const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
+    const Way many{"tiles of 64 rows", [=, &call] { multiply_tiles<T, TILE_M>(call, operands, e, sizes); }};
+    const Way few{"tiles of 16 rows", [=, &call] { multiply_tiles<T, FEW_M>(call, operands, e, sizes); }};
+    const bool is_few = sizes.m <= FEW_M;
+    ways.push_back(is_few ? few : many);
+    ways.push_back(is_few ? many : few);
 }
 
 /// The epilogue of a layer: bias, activation, gate and residual by the places of its operands.

@@ -7,6 +7,7 @@ namespace denoise {
 
 template <class T> struct ConvOperands {
     using Value = float;
+    using Sum = float;
     ConvInput<T> x;
     const T* weight;
     uint32_t k;
@@ -16,12 +17,12 @@ template <class T> struct ConvOperands {
     }
     __device__ float b(uint32_t column, uint32_t at, uint32_t) const { return widen(weight[uint64_t(column) * k + at]); }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 } // namespace denoise
 
-DENOISE_OP(conv) {
+DENOISE_WAYS(conv) {
     namespace op = schema::conv;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     if (out.length() == 0) return;
@@ -32,7 +33,7 @@ DENOISE_OP(conv) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         const ConvInput<T> input{shape, x.as<const T>(), call.view(op::cache).as<const T>()};
-        gemm<T>(call, ConvOperands<T>{input, weight.as<const T>(), count32(sizes.k)}, e, sizes);
+        add_tiles<T>(ways, call, ConvOperands<T>{input, weight.as<const T>(), count32(sizes.k)}, e, sizes);
     });
 }
 

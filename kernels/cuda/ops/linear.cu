@@ -1,6 +1,7 @@
 // `linear`, the packing of its weights, and `matmul`.
 
 #include "../gemm.cuh"
+#include "../hopper/ways.cuh"
 
 namespace denoise {
 
@@ -9,27 +10,30 @@ constexpr int64_t INNER = 4;
 
 template <class T> struct LinearOperands {
     using Value = float;
+    using Sum = float;
     const T *x, *weight;
     RowMap x_rows;
     uint32_t inner;
     __device__ float a(uint32_t row, uint32_t k) const { return widen(x[x_rows.offset(row) + k]); }
     __device__ float b(uint32_t column, uint32_t k, uint32_t) const { return widen(weight[uint64_t(column) * inner + k]); }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 } // namespace denoise
 
-DENOISE_OP(linear) {
+DENOISE_WAYS(linear) {
     namespace op = schema::linear;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
+    const Sizes sizes{out.rows(), n, k, 1};
     check_aligned(weight, schema::size_of(x.dtype));
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
+        hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
-        gemm<T>(call, operands, e, {out.rows(), n, k, 1});
+        add_tiles<T>(ways, call, operands, e, sizes);
     });
 }
 
@@ -67,6 +71,7 @@ namespace denoise {
 
 template <class T> struct MatmulOperands {
     using Value = float;
+    using Sum = float;
     const T *x, *y;
     /// The axes but the last two of each: a batch's matrix.
     RowMap x_batches, y_batches;
@@ -80,7 +85,7 @@ template <class T> struct MatmulOperands {
         return widen(y[y_batches.offset(batch) + int64_t(k) * y_row + int64_t(column) * y_column]);
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 /// A view without its last axis, whose rows are then the matrices of its batches.
@@ -102,6 +107,6 @@ DENOISE_OP(matmul) {
         using T = decltype(zero);
         const MatmulOperands<T> operands{a.as<const T>(), b.as<const T>(), RowMap(matrices(a)), RowMap(matrices(b)),
                                          a.stride(1), a.stride(0), b.stride(1), b.stride(0), count32(m)};
-        gemm<T>(call, operands, e, {m, n, k, out.rows() / m});
+        multiply_tiles<T, TILE_M>(call, operands, e, {m, n, k, out.rows() / m});
     });
 }

@@ -1,13 +1,14 @@
 // `linear` by quantized weights, and their packing.
 
 #include "../gemm.cuh"
-#include "../weight.cuh"
+#include "../hopper/ways.cuh"
 
 namespace denoise {
 
 /// x of floats by a quantized weight, which becomes floats as it is read.
 template <class T> struct WeightOnlyOperands {
     using Value = float;
+    using Sum = float;
     const T* x;
     RowMap x_rows;
     PackedWeight weight;
@@ -17,23 +18,13 @@ template <class T> struct WeightOnlyOperands {
         return (weight.code(column, k) - float(weight.zero(group))) * weight.scales[group];
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
-};
-
-/// Quantized rows of x, as bytes.
-struct QuantizedRows {
-    const uint8_t* data;
-    RowMap rows;
-    schema::Rows kind;
-    uint32_t trailer;
-    __device__ const uint8_t* row(uint32_t row) const { return data + rows.offset(row); }
-    __device__ float scale(uint32_t at) const { return load_word<float>(row(at) + trailer); }
-    __device__ int zero(uint32_t at) const { return load_word<int>(row(at) + trailer + 4); }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 /// Rows of fp8 by a weight of fp8.
 struct Fp8Operands {
     using Value = float;
+    using Sum = float;
     QuantizedRows x;
     PackedWeight weight;
     __device__ float a(uint32_t row, uint32_t k) const { return rows_value(x.kind, x.row(row)[k]); }
@@ -41,13 +32,14 @@ struct Fp8Operands {
         return weight.code(column, k) * weight.scales[weight.group_of(column, k)];
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t row) const { return x.scale(row); }
+    __device__ float number(float sum, uint32_t row, uint32_t) const { return sum * x.scale(row); }
 };
 
 /// Rows of integers by a weight of integers: a tile's sum is exact, and of one group of the weight, as groups are of a
 /// multiple of a tile's columns or of all.
 struct IntegerOperands {
     using Value = int32_t;
+    using Sum = float;
     QuantizedRows x;
     PackedWeight weight;
     __device__ int32_t a(uint32_t row, uint32_t k) const { return int32_t(uint32_t(int8_t(x.row(row)[k])) - uint32_t(x.zero(row))); }
@@ -57,7 +49,21 @@ struct IntegerOperands {
     __device__ float fold(int32_t sum, uint32_t column, uint32_t k) const {
         return float(sum) * weight.scales[weight.group_of(column, k)];
     }
-    __device__ float row_scale(uint32_t row) const { return x.scale(row); }
+    __device__ float number(float sum, uint32_t row, uint32_t) const { return sum * x.scale(row); }
+};
+
+/// Codes of rows by codes of a weight, whose sums are scaled as a whole.
+template <class Scaling> struct CodesOperands {
+    using Value = typename Scaling::Sum;
+    using Sum = Value;
+    PackedWeight weight;
+    Scaling scaling;
+    __device__ Value a(uint32_t row, uint32_t k) const { return Value(rows_value(scaling.x.kind, scaling.x.row(row)[k])); }
+    __device__ Value b(uint32_t column, uint32_t k, uint32_t) const { return Value(weight.code(column, k)); }
+    __device__ Sum fold(Value sum, uint32_t, uint32_t) const { return sum; }
+    __device__ float number(Sum sum, uint32_t row, uint32_t column) const {
+        return Scaling::number(sum, scaling.row(row), scaling.column(column));
+    }
 };
 
 static Format packed_format(const Call& call, int format) {
@@ -67,7 +73,7 @@ static Format packed_format(const Call& call, int format) {
 
 } // namespace denoise
 
-DENOISE_OP(quantized_linear) {
+DENOISE_WAYS(quantized_linear) {
     namespace op = schema::quantized_linear;
     const View x = call.view(op::x), packed = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
@@ -75,15 +81,23 @@ DENOISE_OP(quantized_linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     const auto rows = schema::Rows(call.params[op::param_rows]);
     const Sizes sizes{out.rows(), n, k, 1};
-    const QuantizedRows quantized{x.as<const uint8_t>(), RowMap(x), rows, uint32_t(rows_scale(k))};
+    const QuantizedRows quantized(x, rows, k);
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
+        const auto add_codes = [&](const auto& scaling) {
+            hopper::add_codes<T>(ways, call, x, weight, scaling, e, sizes.m, n);
+            add_tiles<T>(ways, call, CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling}, e, sizes);
+        };
         switch (rows) {
         case schema::Rows::none:
-            return gemm<T>(call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
+            return add_tiles<T>(ways, call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
         case schema::Rows::e4m3:
-        case schema::Rows::e5m2: return gemm<T>(call, Fp8Operands{quantized, weight}, e, sizes);
-        default: return gemm<T>(call, IntegerOperands{quantized, weight}, e, sizes);
+        case schema::Rows::e5m2:
+            if (weight.by_column()) return add_codes(Fp8Scaling{quantized, weight.scales});
+            return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
+        default:
+            if (weight.by_column()) return add_codes(IntegerScaling{quantized, weight.scales, weight.sums});
+            return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
         }
     });
 }
@@ -100,6 +114,17 @@ struct PackArgs {
     int8_t* to_zeros;
     uint64_t row_bytes, code_bytes, groups;
 };
+
+/// The sum of the codes of each row of a packed weight, by a team for each.
+__global__ void sum_codes_kernel(PackedWeight packed, int32_t* sums, uint32_t rows) {
+    const uint32_t row = team_row();
+    if (row >= rows) return;
+    // Exact in floats: a lane adds up few enough.
+    float sum = 0;
+    for (uint32_t i = threadIdx.x; i < packed.k; i += blockDim.x) sum += packed.code(row, i);
+    sum = team_all(sum, Sum{}, 0.0f);
+    if (threadIdx.x == 0) sums[row] = int32_t(sum);
+}
 
 __global__ void pack_quantized_kernel(PackArgs args) {
     const uint64_t step = uint64_t(gridDim.x) * blockDim.x, first = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -134,4 +159,8 @@ DENOISE_OP(pack_quantized) {
     check(cudaMemsetAsync(out.data, 0, size_t(out.length()), call.device.work), "pack_quantized");
     const int64_t count = std::max(args.code_bytes, args.groups);
     launch(call, pack_quantized_kernel, unsigned(std::min<int64_t>(ceil_div(count, 256), 65535)), 256, 0, args);
+    if (format.is_integer() && packed.by_column()) {
+        const Teams teams(n, k);
+        launch(call, sum_codes_kernel, teams.blocks, teams.threads, 0, packed, const_cast<int32_t*>(packed.sums), count32(n));
+    }
 }

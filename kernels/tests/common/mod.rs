@@ -7,7 +7,7 @@ use denoise::error::Result;
 use denoise::level::Level as CpuLevel;
 use denoise::ops::{self, Args, Cx};
 use denoise::pool::Pool;
-use denoise::schema::{DType, Op};
+use denoise::schema::{DType, Op, SPECS};
 use denoise::view::{MAX_RANK, View};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -267,6 +267,34 @@ fn run_over_copies(cuda: &Arc<Cuda>, op: Op, args: &Args) -> Result<()> {
     regions.iter().zip(&copies).try_for_each(|(&region, memory)| memory.read(0, bytes(region)))
 }
 
+/// The ways that the emulated device names for an instruction over memory of its own, which is not touched.
+pub fn cuda_ways(op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<String> {
+    ways(Level::CudaEmulated, op, inputs, out, params)
+}
+
+fn ways(level: Level, op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<String> {
+    // As far aligned as a device's memory is.
+    let aligned = |tensor: &Tensor| View { ptr: (1usize << 12) as *mut u8, ..tensor.clone().view() };
+    let operands: Vec<_> = inputs.iter().map(Option::as_ref).chain([Some(out)]).map(|t| t.map(aligned)).collect();
+    device(level).ways(op, &operands, params).unwrap()
+}
+
+/// The parameters that make a level run an instruction in each way that is a kernel of its own: those of a device.
+/// Emulated, they are one loop.
+fn each_way(level: Level, op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<Vec<u32>> {
+    let spec = SPECS.iter().find(|spec| spec.op == op).unwrap();
+    let variant = spec.params.iter().position(|(name, _)| *name == "variant");
+    let Some(variant) = variant.filter(|_| level == Level::Cuda) else { return vec![params.to_vec()] };
+    let count = ways(level, op, inputs, out, params).len().max(1);
+    (0..count)
+        .map(|way| {
+            let mut params = params.to_vec();
+            params[variant] = way as u32;
+            params
+        })
+        .collect()
+}
+
 /// Runs one instruction over copies in the device's memory, guards and all.
 fn run_in_device_memory(
     cuda: &Arc<Cuda>,
@@ -362,15 +390,18 @@ pub fn conform_with(
         let pool = Pool::new(threads).unwrap();
         // A device has no use for the pool's threads.
         for level in levels().into_iter().filter(|&level| threads == 1 || !level.is_cuda()) {
-            let mut got = out.clone();
-            run(level, &pool, op, &mut prepare(level, &pool), &mut got, params);
-            let error = normalized_error(&got.values(), &want_values);
-            assert!(
-                error <= bound(out.dtype),
-                "{what}: {op:?} on {} with {threads} threads: error {error:.3e} above {:.0e}",
-                level.name(),
-                bound(out.dtype)
-            );
+            let mut inputs = prepare(level, &pool);
+            for (way, params) in each_way(level, op, &inputs, out, params).iter().enumerate() {
+                let mut got = out.clone();
+                run(level, &pool, op, &mut inputs, &mut got, params);
+                let error = normalized_error(&got.values(), &want_values);
+                assert!(
+                    error <= bound(out.dtype),
+                    "{what}: {op:?} on {} with {threads} threads, way {way}: error {error:.3e} above {:.0e}",
+                    level.name(),
+                    bound(out.dtype)
+                );
+            }
         }
     }
 }
