@@ -16,8 +16,23 @@ import {
 const cuda = new URL("../../kernels/cuda/", import.meta.url);
 const device = new URL("build/device/sm_90a/", cuda);
 
+/** What Hopper's multiplies are made of, by the type that their sources are named after. */
+const HOPPER: Readonly<Record<string, WantedInstruction["instruction"]>> = {
+  bf16: "HGMMA",
+  f16: "HGMMA",
+  e4m3: "QGMMA",
+  int8: "IGMMA",
+};
+
 /** The kernels that must run on tensor cores, by the sources that they are from. */
-const WANTED: readonly WantedInstruction[] = [];
+async function wantedInstructions(): Promise<WantedInstruction[]> {
+  const names = (await Array.fromAsync(Deno.readDir(new URL("hopper", cuda)))).map(({ name }) => name);
+  return names.filter((name) => name.endsWith(".cu")).map((name) => ({
+    source: `hopper_${name}`,
+    kernel: "device_kernel",
+    instruction: HOPPER[name.split("_")[0]!]!,
+  }));
+}
 
 Deno.test("a report of the compiler is read", () => {
   const text = `ptxas info    : Compiling entry function '_Z4plusv' for 'sm_90a'
@@ -124,18 +139,19 @@ Deno.test("each source whose kernels ask for shared memory says how much", async
 
 Deno.test("kernels that multiply run on tensor cores", async () => {
   const toolkit = await findDisassembler();
-  const built = (await readReports(device)).map(({ source }) => source);
-  if (built.length === 0 || toolkit === undefined) {
+  if ((await readReports(device)).length === 0 || toolkit === undefined) {
     console.error("skipped: there is no CUDA library or no cuobjdump: run `deno task build:cuda`");
     return;
   }
   const missing: string[] = [];
-  for (const source of new Set(WANTED.map(({ source }) => source))) {
+  const wanted = await wantedInstructions();
+  assert.ok(wanted.length > 0 && wanted.every(({ instruction }) => instruction), JSON.stringify(wanted));
+  for (const source of new Set(wanted.map(({ source }) => source))) {
     const kernels: KernelInstructions[] = await readInstructions(
       fileURLToPath(new URL(`${source}.o`, device)),
       toolkit,
     );
-    missing.push(...missingInstructions(source, kernels, WANTED));
+    missing.push(...missingInstructions(source, kernels, wanted));
   }
   assert.deepEqual(missing, []);
 });

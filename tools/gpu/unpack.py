@@ -35,7 +35,9 @@ def unpack(name):
             sys.exit(f"The pieces of {name} are not those that were packed together: carry all of out/pack again")
         whole.seek(0)
         with tarfile.open(fileobj=whole, mode="r:xz") as archive:
-            archive.extractall(ROOT, filter="data")
+            # As Python says it for versions that know of filters and for those before.
+            archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            archive.extractall(ROOT)
     for wheel in (MACHINE / "wheels").glob("*.whl"):
         zipfile.ZipFile(wheel).extractall(MACHINE / "site")
         wheel.unlink()
