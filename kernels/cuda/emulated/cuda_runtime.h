@@ -41,6 +41,9 @@ void block_barrier();
 /// Hands in a word and waits for all lanes of the warp; gives their words. They stand until the next but one exchange.
 const uint64_t* warp_exchange(uint64_t word);
 
+/// Does something of the host's now, or adds it to the graph that the stream is captured into.
+void enqueue(struct Stream* stream, std::function<void()> work);
+
 /// Runs a kernel now, or adds it to the graph that the stream is captured into.
 void launch(struct Stream* stream, dim3 blocks, dim3 threads, size_t shared, std::function<void()> body);
 
