@@ -283,6 +283,9 @@ template <class T> __device__ T* dynamic_shared() {
 
 } // namespace denoise
 
+/// Says how much shared memory launches of a kernel ask for at most, in bytes: tests hold it to what devices have.
+#define DENOISE_SHARED(kernel, bytes) extern "C" const unsigned denoise_cuda_shared_##kernel = bytes
+
 /// Defines the C entry of an op; its body follows, with `call` and the op's names of operands and parameters.
 #define DENOISE_OP(name)                                                                                               \
     namespace denoise {                                                                                                \
