@@ -1,6 +1,6 @@
 // `linear`, the packing of its weights, and `matmul`.
 
-#include "../gemm.cuh"
+#include "../mma_gemm.cuh"
 
 namespace denoise {
 
@@ -28,6 +28,11 @@ DENOISE_OP(linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
+        if constexpr (sizeof(T) == 2) {
+            const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
+            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, 16}}};
+            if (mma_gemm(call, product, e, out.dtype, {out.rows(), n, k, 1}, call.params[op::param_variant])) return;
+        }
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
         gemm<T>(call, operands, e, {out.rows(), n, k, 1});
     });
