@@ -24,6 +24,11 @@ export const SYMBOLS = {
     "nonblocking": false,
   },
   "denoise_describe": { "parameters": ["buffer", "usize"], "result": "u32", "nonblocking": false },
+  "denoise_device_describe": {
+    "parameters": ["u32", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
+  },
   "denoise_device_open": {
     "parameters": ["buffer", "usize", "u32", "buffer", "usize"],
     "result": "u32",
@@ -40,6 +45,11 @@ export const SYMBOLS = {
     "parameters": ["u32", "u32", "buffer", "usize", "u32", "buffer", "usize", "buffer", "usize"],
     "result": "u32",
     "nonblocking": true,
+  },
+  "denoise_program_ways": {
+    "parameters": ["u32", "u32", "buffer", "usize", "buffer", "usize"],
+    "result": "u32",
+    "nonblocking": false,
   },
   "denoise_token_cancel": { "parameters": ["u32", "buffer", "usize"], "result": "u32", "nonblocking": false },
   "denoise_token_create": { "parameters": ["buffer", "usize"], "result": "u32", "nonblocking": false },

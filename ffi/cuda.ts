@@ -17,6 +17,14 @@ const BUILT: Readonly<Record<CudaKind, { file: string; task: string }>> = {
   "cuda-emulated": { file: "emulated/libdenoise_cuda_emulated.so", task: "build:cuda-emulated" },
 };
 
+/** A CUDA library that was built. */
+export interface CudaLibrary {
+  /** Its path. */
+  readonly path: string;
+  /** The SHA-256 of what it was built from. */
+  readonly sources: string;
+}
+
 /**
  * Where a build puts a CUDA library.
  *
@@ -33,10 +41,10 @@ export function builtCudaLibrary(kind: CudaKind): string | undefined {
  * hash is checked, as a truncated one would crash the process.
  *
  * @param kind Which.
- * @returns Its path.
+ * @returns The library.
  * @throws {NativeError} If there is none (`unavailable`), or it is not what was built (`corrupt`)
  */
-export async function findCudaLibrary(kind: CudaKind): Promise<string> {
+export async function findCudaLibrary(kind: CudaKind): Promise<CudaLibrary> {
   const { task } = BUILT[kind];
   const path = (kind === "cuda" ? environment("DENOISE_CUDA_LIBRARY") : undefined) ?? builtCudaLibrary(kind);
   const [hash, record] = path === undefined
@@ -58,5 +66,5 @@ export async function findCudaLibrary(kind: CudaKind): Promise<string> {
       { file: path },
     );
   }
-  return path;
+  return { path, sources: record.sources };
 }

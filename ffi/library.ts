@@ -84,12 +84,8 @@ export interface Description {
   level: string;
   /** All levels that this CPU has. */
   levels: string[];
-  /** The CPU's model. */
-  cpu: string;
   /** How many threads a device has that is told no number. */
   threads: number;
-  /** In how many ways the kernels that have variants can cut their work, by name. */
-  variants: ReadonlyMap<string, number>;
 }
 
 /** An open library: its functions and what it says of itself. */
@@ -160,7 +156,7 @@ export async function openLibrary(path: string): Promise<Library> {
 function describe(symbols: Symbols, path: string): Description {
   const out = new Uint8Array(1024);
   const length = symbols.denoise_describe(out, BigInt(out.length));
-  const [version = "", schema = "", level = "", levels = "", cpu = "", threads = "", variants = ""] = new TextDecoder()
+  const [version = "", schema = "", level = "", levels = "", threads = ""] = new TextDecoder()
     .decode(out.subarray(0, length)).split("\n");
   const wanted = schemaHash().join(" ");
   if (schema !== wanted) {
@@ -170,13 +166,5 @@ function describe(symbols: Symbols, path: string): Description {
       { file: path },
     );
   }
-  const counts = variants.split(" ").map((entry) => entry.split("=") as [string, string]);
-  return {
-    version,
-    level,
-    levels: levels.split(" "),
-    cpu,
-    threads: Number(threads),
-    variants: new Map(counts.map(([kernel, count]) => [kernel, Number(count)])),
-  };
+  return { version, level, levels: levels.split(" "), threads: Number(threads) };
 }

@@ -22,6 +22,7 @@ const CODES = [
 ] as const;
 
 const ERROR_BYTES = 1024;
+const TEXT_BYTES = 1 << 14;
 /** What stands for the host's memory in place of a device. */
 const HOST = 0;
 const decoder = new TextDecoder();
@@ -41,6 +42,14 @@ const length = (bytes: Uint8Array): bigint => BigInt(bytes.byteLength);
 function call<T>(body: (symbols: Symbols, error: Uint8Array<ArrayBuffer>, errorLength: bigint) => T): T {
   const error = new Uint8Array(ERROR_BYTES);
   return unwrap(body(library().symbols, error, BigInt(ERROR_BYTES)), error);
+}
+
+/** A text that a call writes. */
+function readText(
+  body: (symbols: Symbols, out: Uint8Array<ArrayBuffer>, error: Uint8Array<ArrayBuffer>, errorLength: bigint) => number,
+): string {
+  const out = new Uint8Array(TEXT_BYTES);
+  return decoder.decode(out.subarray(0, call((s, e, n) => body(s, out, e, n))));
 }
 
 function free(handle: number): void {
@@ -105,6 +114,33 @@ export class NativeDevice extends Handle {
     const name = encoder.encode(level || "\0");
     super(call((s, e, n) => s.denoise_device_open(name, length(name), threads, e, n)));
   }
+
+  /** What tells it from others. */
+  describe(): DeviceDescription {
+    const text = readText((s, out, e, n) => s.denoise_device_describe(this.handle, out, length(out), e, n));
+    const [name = "", architecture = "", cacheBytes = "", ...libraries] = text.split("\n");
+    return { name, architecture, cacheBytes: Number(cacheBytes), libraries: libraries.filter(Boolean) };
+  }
+
+  /** The names of the ways to run each call of a program, by `variant`; none where there is but one. */
+  ways(program: NativeProgram): string[][] {
+    const text = readText((s, out, e, n) =>
+      s.denoise_program_ways(this.handle, program.handle, out, length(out), e, n)
+    );
+    return text.split("\n").map((line) => line === "" ? [] : line.split("\t"));
+  }
+}
+
+/** What tells a device from others. */
+export interface DeviceDescription {
+  /** Its model. */
+  name: string;
+  /** A CPU's instruction level, a CUDA device's architecture. */
+  architecture: string;
+  /** The bytes of its last cache; 0 where they are not known. */
+  cacheBytes: number;
+  /** The libraries that its kernels call, each with its version. */
+  libraries: string[];
 }
 
 /** Some bytes of a file. */

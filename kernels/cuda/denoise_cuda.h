@@ -7,6 +7,11 @@
 // is, it touches nothing outside its operands. Work is queued on the device's one stream of work: an entry returns at
 // once, and `denoise_cuda_synchronize` waits and gives the error that only the data could show.
 //
+// An op with the parameter `variant` has a second entry, `denoise_cuda_ways_<name>`, that queues nothing and names the
+// ways in which a call can be run, a line for each: the first is the library's guess, and what a variant beyond them
+// means. Which there are follows from the operands (of whose addresses only the alignment counts), the device, and the
+// libraries that are installed, so a name, not a number, is what can be remembered from one process to the next.
+//
 // Each function gives 0 or an error's code, the core's (kernels/src/error.rs), with its sentence in `error`. All may be
 // called from any thread, for one device by one thread at a time.
 //
@@ -50,10 +55,13 @@ void denoise_cuda_schema(uint32_t hash[2]);
 /// Opens a device by its number.
 int32_t denoise_cuda_open(int32_t ordinal, DenoiseDevice** device, DenoiseError* error);
 void denoise_cuda_close(DenoiseDevice* device);
+/// What tells it from other devices, in lines: name, architecture, bytes of its last cache, what libraries it uses.
+int32_t denoise_cuda_describe(DenoiseDevice* device, char* text, uint32_t length, DenoiseError* error);
 /// Zeroed memory.
 int32_t denoise_cuda_allocate(DenoiseDevice* device, uint64_t bytes, void** memory, DenoiseError* error);
 void denoise_cuda_free(DenoiseDevice* device, void* memory);
-/// Copies in from the host, mapped files among it, by pinned buffers in turn; done when it returns.
+/// Copies in from the host, mapped files among it, by pinned buffers in turn; when it returns, `from` is read, and work
+/// that is queued then finds the copy.
 int32_t denoise_cuda_upload(DenoiseDevice* device, void* to, const void* from, uint64_t bytes, DenoiseError* error);
 /// Copies out to the host, after all work.
 int32_t denoise_cuda_download(DenoiseDevice* device, void* to, const void* from, uint64_t bytes, DenoiseError* error);
@@ -67,6 +75,8 @@ int32_t denoise_cuda_capture(DenoiseDevice* device, DenoiseError* error);
 int32_t denoise_cuda_captured(DenoiseDevice* device, DenoiseGraph** graph, DenoiseError* error);
 int32_t denoise_cuda_replay(DenoiseDevice* device, DenoiseGraph* graph, DenoiseError* error);
 void denoise_cuda_forget(DenoiseDevice* device, DenoiseGraph* graph);
+/// Holds the stream of work for about as long as it takes to queue so many kernels with marks.
+int32_t denoise_cuda_hold(DenoiseDevice* device, uint32_t kernels, DenoiseError* error);
 /// Marks a place in the stream of work: the first of a series with 0, and so on.
 int32_t denoise_cuda_mark(DenoiseDevice* device, uint32_t index, DenoiseError* error);
 /// Seconds between mark `index` and the next, after `denoise_cuda_synchronize`.

@@ -7,7 +7,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <cstring>
 #include <exception>
+#include <functional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -56,6 +58,12 @@ template <class Body> int32_t guarded(DenoiseError* error, Body body) {
     return error->code;
 }
 
+/// Writes a text with the zero that ends it.
+inline void write_text(const std::string& text, char* out, uint32_t length) {
+    if (text.size() >= length) throw Failure{Code::bad_argument, "There is no room for " + std::to_string(text.size()) + " bytes"};
+    std::memcpy(out, text.c_str(), text.size() + 1);
+}
+
 /// What a kernel finds wrong in the data: the first id outside a table, with its place; read when the stream is waited for.
 struct Complaint {
     unsigned found;
@@ -73,9 +81,11 @@ struct DenoiseDevice {
     denoise::Complaint* complaint = nullptr;
     /// Words that a kernel of one call leaves for the next of the same.
     unsigned* words = nullptr;
-    /// Pinned memory of uploads, two halves used in turn, and what says that one is free again.
+    /// Pinned memory of copies, two halves used in turn, and what says that one is free again.
     unsigned char* pinned = nullptr;
     cudaEvent_t pinned_free[2] = {};
+    /// Where one stream waits for the other.
+    cudaEvent_t turn = nullptr;
     std::vector<cudaEvent_t> marks;
 };
 
@@ -156,6 +166,67 @@ struct Call {
     }
 };
 
+/// Gives memory back that was freed, but is kept for what comes next.
+inline void trim_memory(const DenoiseDevice& device) {
+    cudaMemPool_t pool;
+    cudaStreamSynchronize(device.work);
+    if (cudaDeviceGetDefaultMemPool(&pool, device.ordinal) == cudaSuccess) cudaMemPoolTrimTo(pool, 0);
+    cudaDeviceGraphMemTrim(device.ordinal);
+    cudaGetLastError();
+}
+
+[[noreturn]] inline void refuse_memory(const DenoiseDevice& device, uint64_t bytes) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw Failure{Code::out_of_memory, "Cannot allocate " + std::to_string(bytes) + " bytes on " +
+                                           device.properties.name + ", where " + std::to_string(free) + " of " +
+                                           std::to_string(total) +
+                                           " are free: run with a smaller batch or size, in tiles, or quantized"};
+}
+
+/// Memory of a call's own for as long as what is queued while this lives; where calls are captured, it is the graph's.
+class Scratch {
+  public:
+    Scratch(const Call& call, size_t bytes) : stream(call.device.work) {
+        if (bytes == 0) return;
+        const cudaError_t error = cudaMallocAsync(&memory, bytes, stream);
+        if (error == cudaErrorMemoryAllocation) refuse_memory(call.device, bytes);
+        check(error, "Memory of a call");
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch() {
+        if (memory) cudaFreeAsync(memory, stream);
+    }
+    /// Null where there are no bytes; aligned as all device memory is.
+    void* data() const { return memory; }
+
+  private:
+    cudaStream_t stream;
+    void* memory = nullptr;
+};
+
+/// A way to run a call, by the name that tunings remember it by.
+struct Way {
+    std::string name;
+    std::function<void()> run;
+};
+
+/// The ways to run a call, the best guess first; none where there is nothing to do.
+using Ways = std::vector<Way>;
+
+/// Runs a way by its number; one that is not there is the first.
+inline void run_way(const Ways& ways, uint32_t variant) {
+    if (!ways.empty()) ways[variant < ways.size() ? variant : 0].run();
+}
+
+inline std::string names_of(const Ways& ways) {
+    std::string names;
+    for (const Way& way : ways) names += way.name + "\n";
+    return names;
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -219,3 +290,26 @@ template <class T> __device__ T* dynamic_shared() {
         });                                                                                                            \
     }                                                                                                                  \
     static void denoise::op_##name(const Call& call)
+
+/// Defines the C entries of an op that can be run in several ways. Its body, with `call` as above, adds them to `ways`,
+/// the best guess first, and queues nothing itself: what runs a way is called while `call` lives.
+#define DENOISE_WAYS(name)                                                                                             \
+    namespace denoise {                                                                                                \
+    static void ways_##name(const Call& call, Ways& ways);                                                             \
+    }                                                                                                                  \
+    extern "C" int32_t denoise_cuda_ways_##name(DenoiseDevice* device, const DenoiseOperand* operands,                 \
+                                                const uint32_t* params, char* names, uint32_t length,                  \
+                                                DenoiseError* error) {                                                 \
+        return denoise::guarded(error, [&] {                                                                           \
+            denoise::check(cudaSetDevice(device->ordinal), "The device");                                              \
+            denoise::Ways ways;                                                                                        \
+            denoise::ways_##name(denoise::Call{*device, operands, params}, ways);                                      \
+            denoise::write_text(denoise::names_of(ways), names, length);                                               \
+        });                                                                                                            \
+    }                                                                                                                  \
+    DENOISE_OP(name) {                                                                                                 \
+        Ways ways;                                                                                                     \
+        ways_##name(call, ways);                                                                                       \
+        run_way(ways, call.params[schema::name::param_variant]);                                                       \
+    }                                                                                                                  \
+    static void denoise::ways_##name(const Call& call, Ways& ways)

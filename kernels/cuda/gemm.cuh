@@ -1,6 +1,6 @@
 // The seam of matrix multiplies: out (M, N) = epilogue(sum over K of a (M, K) b (N, K)), for operands that say how an
-// element is read. `gemm` picks the way: where a device has instructions for the operands, theirs may stand here; the
-// tiles below take any operands, on every device and emulated.
+// element is read. The tiles below take any operands, on every device and emulated; what multiplies by instructions that
+// only some operands and devices take is added to an op's ways before them.
 //
 // Operands are a struct with
 //   using Value = float or int32_t;          // what products are summed in
@@ -20,28 +20,31 @@ struct Sizes {
     int64_t m, n, k, batch;
 };
 
-constexpr int TILE_M = 64, TILE_N = 64, TILE_K = 16;
-constexpr int TILE_THREADS = 256;
+constexpr int TILE_N = 64, TILE_K = 16;
+/// Rows of a tile, where there are many and where there are few.
+constexpr int TILE_M = 64, FEW_M = 16;
 
-/// A block makes a tile of 64 by 64, a thread 4 by 4 of it.
-template <class T, class Operands>
-__global__ void __launch_bounds__(TILE_THREADS) tile_kernel(Operands operands, Epilogue e, uint32_t m, uint32_t n, uint32_t k) {
+/// A block makes a tile of ROWS by 64, a thread 4 by 4 of it.
+template <class T, int ROWS, class Operands>
+__global__ void __launch_bounds__(4 * ROWS) tile_kernel(Operands operands, Epilogue e, uint32_t m, uint32_t n, uint32_t k) {
     using Value = typename Operands::Value;
+    constexpr int THREADS = 4 * ROWS;
     // The last columns keep the writes of a column of threads from meeting in one bank.
-    __shared__ Value a_tile[TILE_K][TILE_M + 4]; // (K, M)
+    __shared__ Value a_tile[TILE_K][ROWS + 4];   // (K, M)
     __shared__ Value b_tile[TILE_K][TILE_N + 4]; // (K, N)
     const uint32_t batch = blockIdx.z;
-    const uint32_t first_row = blockIdx.x * TILE_M, first_column = blockIdx.y * TILE_N;
+    const uint32_t first_row = blockIdx.x * ROWS, first_column = blockIdx.y * TILE_N;
     const int across = threadIdx.x % 16 * 4, down = threadIdx.x / 16 * 4;
     float sums[4][4] = {};
     for (uint32_t k0 = 0; k0 < k; k0 += TILE_K) {
         // Load: neighbouring threads read neighbouring elements of K.
-        for (int i = threadIdx.x; i < TILE_M * TILE_K; i += TILE_THREADS) {
-            const uint32_t at = i % TILE_K, line = i / TILE_K;
-            const bool known = k0 + at < k;
-            const uint32_t row = first_row + line, column = first_column + line;
-            a_tile[at][line] = known && row < m ? operands.a(batch * m + row, k0 + at) : Value(0);
-            b_tile[at][line] = known && column < n ? operands.b(column, k0 + at, batch) : Value(0);
+        for (int i = threadIdx.x; i < ROWS * TILE_K; i += THREADS) {
+            const uint32_t at = i % TILE_K, line = i / TILE_K, row = first_row + line;
+            a_tile[at][line] = k0 + at < k && row < m ? operands.a(batch * m + row, k0 + at) : Value(0);
+        }
+        for (int i = threadIdx.x; i < TILE_N * TILE_K; i += THREADS) {
+            const uint32_t at = i % TILE_K, line = i / TILE_K, column = first_column + line;
+            b_tile[at][line] = k0 + at < k && column < n ? operands.b(column, k0 + at, batch) : Value(0);
         }
         __syncthreads();
         // Multiply.
@@ -72,18 +75,27 @@ __global__ void __launch_bounds__(TILE_THREADS) tile_kernel(Operands operands, E
     }
 }
 
-/// Multiplies; the result, gate and residual are of T.
-template <class T, class Operands>
-void gemm(const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
+template <class T, int ROWS, class Operands>
+void multiply_tiles(const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
     const auto [m, n, k, batch] = sizes;
     if (m * batch > INT32_MAX || n > INT32_MAX || k > INT32_MAX || batch > MOST_BLOCKS) {
         throw Failure{Code::bad_argument, "A multiply of " + std::to_string(batch) + " x " + std::to_string(m) + " by " +
                                               std::to_string(n) + " by " + std::to_string(k) +
                                               " is too large for this device: cut the batch"};
     }
-    const dim3 blocks(blocks_of(ceil_div(m, TILE_M)), unsigned(ceil_div(n, TILE_N)), unsigned(batch));
+    const dim3 blocks(blocks_of(ceil_div(m, ROWS)), unsigned(ceil_div(n, TILE_N)), unsigned(batch));
     if (blocks.y > MOST_BLOCKS) throw Failure{Code::bad_argument, "A multiply of more than 4194240 columns"};
-    launch(call, tile_kernel<T, Operands>, blocks, TILE_THREADS, 0, operands, e, uint32_t(m), uint32_t(n), uint32_t(k));
+    launch(call, tile_kernel<T, ROWS, Operands>, blocks, 4 * ROWS, 0, operands, e, uint32_t(m), uint32_t(n), uint32_t(k));
+}
+
+/// Adds the ways that take any operands; the result, gate and residual are of T.
+template <class T, class Operands>
+void add_tiles(Ways& ways, const Call& call, const Operands& operands, const Epilogue& e, const Sizes& sizes) {
+    const Way many{"tiles of 64 rows", [=, &call] { multiply_tiles<T, TILE_M>(call, operands, e, sizes); }};
+    const Way few{"tiles of 16 rows", [=, &call] { multiply_tiles<T, FEW_M>(call, operands, e, sizes); }};
+    const bool is_few = sizes.m <= FEW_M;
+    ways.push_back(is_few ? few : many);
+    ways.push_back(is_few ? many : few);
 }
 
 /// The epilogue of a layer: bias, activation, gate and residual by the places of its operands.

@@ -10,6 +10,7 @@
 #include "products.cuh"
 
 #include <algorithm>
+#include <utility>
 
 namespace denoise {
 
@@ -364,7 +365,7 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::RESIDENT)
 
 /// A block of few rows: 16 rows by 16 columns, K shared by warps, several units at a time.
 struct FewRows {
-    static constexpr int WARP_ROWS = 16, WARP_COLUMNS = 16, WARPS = 8, THREADS = 32 * WARPS, AT_ONCE = 4;
+    static constexpr int ROWS = 16, WARP_ROWS = ROWS, WARP_COLUMNS = 16, WARPS = 8, THREADS = 32 * WARPS, AT_ONCE = 4;
 };
 
 template <class Product>
@@ -455,31 +456,14 @@ __global__ void __launch_bounds__(FewRows::THREADS, 2)
     });
 }
 
-/// The ways to multiply on tensor cores.
-enum class Way { few_rows, small, medium, large };
-struct NamedWay {
-    const char* name;
-    int rows, columns; // of a block
-};
-constexpr NamedWay WAYS[] = {{"few rows", 16, FewRows::WARP_COLUMNS},
-                             {"small tiles", SmallTile::ROWS, SmallTile::COLUMNS},
-                             {"medium tiles", MediumTile::ROWS, MediumTile::COLUMNS},
-                             {"large tiles", LargeTile::ROWS, LargeTile::COLUMNS}};
-constexpr int WAY_COUNT = sizeof(WAYS) / sizeof(WAYS[0]);
-
 /// Whether a product has large tiles: they pay where nothing is unpacked.
 template <class Product> constexpr bool HAS_LARGE = Product::ELEMENT * 8 == Product::BITS && !std::is_same_v<Product, Fp8Product>;
 
-/// The way for a shape where none is asked for: the largest tiles of which every multiprocessor gets one.
-template <class Product> Way way_of(const Call& call, const Sizes& sizes) {
-    const auto fill = [&](Way way) {
-        const NamedWay& tile = WAYS[int(way)];
-        const int64_t tiles = ceil_div(sizes.m, tile.rows) * ceil_div(sizes.n, tile.columns);
-        return sizes.m > tile.rows / 2 && tiles >= call.device.properties.multiProcessorCount;
-    };
-    if (sizes.m <= 16) return Way::few_rows;
-    if (HAS_LARGE<Product> && fill(Way::large)) return Way::large;
-    return fill(Way::medium) ? Way::medium : Way::small;
+template <class Product>
+void launch_few_rows(const Call& call, const Product& product, const Epilogue& e, schema::DType out, const Sizes& sizes) {
+    const dim3 blocks(blocks_of(ceil_div(sizes.m, FewRows::ROWS)), unsigned(ceil_div(sizes.n, FewRows::WARP_COLUMNS)));
+    launch(call, few_rows_kernel<Product>, blocks, FewRows::THREADS, 0, product, e, out, uint32_t(sizes.m),
+           uint32_t(sizes.n), uint32_t(sizes.k));
 }
 
 template <class Product, class Tile>
@@ -501,36 +485,38 @@ inline bool takes_rows(const void* data, const RowMap& rows, int64_t k, int64_t 
     return takes;
 }
 
-/// Multiplies, where operands lie so that they can be copied in pieces and sizes can be counted; else does nothing and
-/// gives false. `variant` is 0 for a way by shape, or one more than a way's number.
+/// The most rows for which reading the weight once is the first guess.
+constexpr int64_t FEW_ROWS = FewRows::ROWS;
+
+/// Adds the ways for a product where its operands lie so that they can be copied in pieces, and sizes can be counted; the
+/// first guess is the largest tiles of which every multiprocessor gets one.
 template <class Product>
-bool mma_gemm(const Call& call, const Product& product, const Epilogue& e, schema::DType out, const Sizes& sizes,
-              uint32_t variant) {
+void add_mma(Ways& ways, const Call& call, const Product& product, const Epilogue& e, schema::DType out, const Sizes& sizes) {
     const auto [m, n, k, batch] = sizes;
     const Columns& columns = product.columns;
-    if (m == 0 || n == 0 || k == 0 || batch != 1 || m > INT32_MAX || n > 16 * MOST_BLOCKS || k > INT32_MAX) return false;
+    if (m == 0 || n == 0 || k == 0 || batch != 1 || m > INT32_MAX || n > 16 * MOST_BLOCKS || k > INT32_MAX) return;
     if (!takes_rows(product.x.data, product.x.rows, k, Product::ELEMENT) || columns.row_bytes % Product::PIECE != 0 ||
         reinterpret_cast<uintptr_t>(columns.codes) % Product::PIECE != 0) {
-        return false;
+        return;
     }
-    switch (variant > 0 && variant <= WAY_COUNT ? Way(variant - 1) : way_of<Product>(call, sizes)) {
-    case Way::few_rows: {
-        const dim3 blocks(blocks_of(ceil_div(m, 16)), unsigned(ceil_div(n, FewRows::WARP_COLUMNS)));
-        launch(call, few_rows_kernel<Product>, blocks, FewRows::THREADS, 0, product, e, out, uint32_t(m), uint32_t(n),
-               uint32_t(k));
-        return true;
+    // Of ways that fill the device as well, the first is the better guess.
+    std::vector<std::pair<int, Way>> guesses;
+    const auto add = [&](const char* name, bool good, auto run) {
+        guesses.push_back({good ? 0 : 1, {name, [=, &call] { run(call, product, e, out, sizes); }}});
+    };
+    const auto fills = [&](int rows, int columns) {
+        const int64_t tiles = ceil_div(sizes.m, rows) * ceil_div(sizes.n, columns);
+        return sizes.m > rows / 2 && tiles >= call.device.properties.multiProcessorCount;
+    };
+    using Medium = std::conditional_t<Product::GROUPED, GroupedTile, MediumTile>;
+    add("mma few rows", m <= FEW_ROWS, launch_few_rows<Product>);
+    if constexpr (HAS_LARGE<Product>) {
+        add("mma 128x256", fills(LargeTile::ROWS, LargeTile::COLUMNS), launch_tiles<Product, LargeTile>);
     }
-    case Way::large:
-        if constexpr (HAS_LARGE<Product>) {
-            launch_tiles<Product, LargeTile>(call, product, e, out, sizes);
-            return true;
-        }
-        [[fallthrough]];
-    case Way::medium:
-        launch_tiles<Product, std::conditional_t<Product::GROUPED, GroupedTile, MediumTile>>(call, product, e, out, sizes);
-        return true;
-    default: launch_tiles<Product, SmallTile>(call, product, e, out, sizes); return true;
-    }
+    add("mma 128x128", fills(Medium::ROWS, Medium::COLUMNS), launch_tiles<Product, Medium>);
+    add("mma 64x64", true, launch_tiles<Product, SmallTile>);
+    std::stable_sort(guesses.begin(), guesses.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& guess : guesses) ways.push_back(guess.second);
 }
 
 } // namespace denoise

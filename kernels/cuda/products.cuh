@@ -18,6 +18,7 @@
 #pragma once
 
 #include "mma.cuh"
+#include "scaling.cuh"
 
 namespace denoise {
 
@@ -132,20 +133,6 @@ struct HalfRows {
     const uint8_t* data;
     RowMap rows;
     __device__ const uint8_t* row(uint32_t row) const { return data + 2 * rows.offset(row); }
-};
-
-/// Quantized rows of x, as bytes.
-struct QuantizedRows {
-    const uint8_t* data;
-    RowMap rows;
-    schema::Rows kind;
-    uint32_t trailer;
-
-    QuantizedRows(const View& x, schema::Rows kind, int64_t k)
-        : data(x.as<const uint8_t>()), rows(x), kind(kind), trailer(count32(rows_scale(k))) {}
-    __device__ const uint8_t* row(uint32_t row) const { return data + rows.offset(row); }
-    __device__ float scale(uint32_t at) const { return load_word<float>(row(at) + trailer); }
-    __device__ int zero(uint32_t at) const { return load_word<int>(row(at) + trailer + 4); }
 };
 
 struct NoRow {};

@@ -13,7 +13,6 @@ struct QuantizedMultiply {
     PackedWeight weight;
     Epilogue epilogue;
     Sizes sizes;
-    uint32_t variant;
 
     Columns columns() const {
         const auto bits = uint32_t(weight.format.bits());
@@ -25,12 +24,12 @@ struct QuantizedMultiply {
     bool by_group() const { return weight.format.group % 32 == 0; }
 };
 
-// Each gives whether it multiplied: else operands do not lie as tensor cores need them, or the format is another.
+// Each adds its ways where the format is one of its own and operands lie as tensor cores need them.
 
 /// x of bf16 or f16 by any weight.
-bool multiply_bf16(const Call& call, const QuantizedMultiply& multiply);
-bool multiply_f16(const Call& call, const QuantizedMultiply& multiply);
+void add_bf16(Ways& ways, const Call& call, const QuantizedMultiply& multiply);
+void add_f16(Ways& ways, const Call& call, const QuantizedMultiply& multiply);
 /// Quantized rows of x.
-bool multiply_rows(const Call& call, const QuantizedMultiply& multiply, const QuantizedRows& x);
+void add_rows(Ways& ways, const Call& call, const QuantizedMultiply& multiply, const QuantizedRows& x);
 
 } // namespace denoise

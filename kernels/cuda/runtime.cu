@@ -4,13 +4,18 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 using namespace denoise;
 
 namespace {
 
-/// Half of the pinned memory of uploads.
+/// Half of the pinned memory of copies.
 constexpr size_t PIECE = 8 << 20;
+/// Threads that fill it: one alone neither reads a mapped file in nor copies as fast as a bus takes.
+constexpr size_t COPIERS = 4;
+/// What is worth a thread.
+constexpr size_t THREADED = 1 << 20;
 
 /// Runs a body with the device current, as another thread's may be.
 template <class Body> int32_t on(DenoiseDevice* device, DenoiseError* error, Body body) {
@@ -22,7 +27,37 @@ template <class Body> int32_t on(DenoiseDevice* device, DenoiseError* error, Bod
 
 [[noreturn]] void unavailable(const std::string& message) { throw Failure{Code::unavailable, message}; }
 
+std::string architecture(const cudaDeviceProp& properties) {
+    return "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+}
+
+/// Copies within the host's memory.
+void copy_host(unsigned char* to, const unsigned char* from, size_t bytes) {
+    const size_t share = std::max(THREADED, size_t(round_up(int64_t(ceil_div(int64_t(bytes), COPIERS)), 4096)));
+    std::vector<std::jthread> others;
+    for (size_t at = share; at < bytes; at += share) {
+        others.emplace_back([=] { std::memcpy(to + at, from + at, std::min(share, bytes - at)); });
+    }
+    std::memcpy(to, from, std::min(share, bytes));
+}
+
+/// Has one stream wait for what is queued on another.
+void wait_for(const DenoiseDevice& device, cudaStream_t waiting, cudaStream_t other) {
+    check(cudaEventRecord(device.turn, other), "A stream's turn");
+    check(cudaStreamWaitEvent(waiting, device.turn, 0), "A stream's turn");
+}
+
 #ifdef __CUDACC__
+/// Does nothing for some nanoseconds.
+__global__ void hold_kernel(unsigned long long nanoseconds) {
+    unsigned long long start, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
+    do {
+        __nanosleep(1000);
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    } while (now - start < nanoseconds);
+}
+
 /// What is asked for to see whether there is code for a device.
 __global__ void probe_kernel() {}
 #endif
@@ -34,9 +69,8 @@ void check_architecture(const DenoiseDevice& device) {
     const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
     cudaGetLastError();
     if (error == cudaSuccess) return;
-    const auto& properties = device.properties;
-    const std::string name = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
-    unavailable("The CUDA library has no kernels for " + std::string(properties.name) + " (" + name +
+    const std::string name = architecture(device.properties);
+    unavailable("The CUDA library has no kernels for " + std::string(device.properties.name) + " (" + name +
                 "): build them with `deno task build:cuda --arch " + name + "`");
 #else
     (void)device;
@@ -74,9 +108,14 @@ int32_t denoise_cuda_open(int32_t ordinal, DenoiseDevice** opened, DenoiseError*
             check(cudaMemsetAsync(memory, 0, sizeof(Complaint) + 64, device->work), "Memory");
             check(cudaMallocHost(&memory, 2 * PIECE), "Pinned memory");
             device->pinned = static_cast<unsigned char*>(memory);
-            for (cudaEvent_t& event : device->pinned_free) {
-                check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "An event");
+            for (cudaEvent_t* event : {&device->pinned_free[0], &device->pinned_free[1], &device->turn}) {
+                check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "An event");
             }
+            // What a call frees, the next one is to find again.
+            cudaMemPool_t pool;
+            uint64_t all = UINT64_MAX;
+            check(cudaDeviceGetDefaultMemPool(&pool, ordinal), "Memory");
+            check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "Memory");
         } catch (...) {
             close();
             throw;
@@ -89,7 +128,7 @@ void denoise_cuda_close(DenoiseDevice* device) {
     if (cudaSetDevice(device->ordinal) == cudaSuccess) {
         if (device->work) cudaStreamSynchronize(device->work);
         for (cudaEvent_t mark : device->marks) cudaEventDestroy(mark);
-        for (cudaEvent_t event : device->pinned_free) {
+        for (cudaEvent_t event : {device->pinned_free[0], device->pinned_free[1], device->turn}) {
             if (event) cudaEventDestroy(event);
         }
         if (device->pinned) cudaFreeHost(device->pinned);
@@ -100,17 +139,22 @@ void denoise_cuda_close(DenoiseDevice* device) {
     delete device;
 }
 
+int32_t denoise_cuda_describe(DenoiseDevice* device, char* text, uint32_t length, DenoiseError* error) {
+    return on(device, error, [&] {
+        const cudaDeviceProp& properties = device->properties;
+        write_text(std::string(properties.name) + "\n" + architecture(properties) + "\n" +
+                       std::to_string(properties.l2CacheSize) + "\n",
+                   text, length);
+    });
+}
+
 int32_t denoise_cuda_allocate(DenoiseDevice* device, uint64_t bytes, void** memory, DenoiseError* error) {
     return on(device, error, [&] {
         *memory = nullptr;
         const size_t size = std::max<uint64_t>(bytes, 1);
         if (cudaMalloc(memory, size) != cudaSuccess) {
-            cudaGetLastError();
-            size_t free = 0, total = 0;
-            cudaMemGetInfo(&free, &total);
-            throw Failure{Code::out_of_memory, "Cannot allocate " + std::to_string(bytes) + " bytes on " +
-                                                   device->properties.name + ", where " + std::to_string(free) + " of " +
-                                                   std::to_string(total) + " are free"};
+            trim_memory(*device);
+            if (cudaMalloc(memory, size) != cudaSuccess) refuse_memory(*device, bytes);
         }
         check(cudaMemsetAsync(*memory, 0, size, device->work), "Memory");
     });
@@ -124,19 +168,19 @@ void denoise_cuda_free(DenoiseDevice* device, void* memory) {
 int32_t denoise_cuda_upload(DenoiseDevice* device, void* to, const void* from, uint64_t bytes, DenoiseError* error) {
     return on(device, error, [&] {
         // What is overwritten may still be read.
-        check(cudaStreamSynchronize(device->work), "The work before a copy");
+        wait_for(*device, device->copies, device->work);
         for (uint64_t done = 0, piece = 0; done < bytes; done += PIECE, piece++) {
             const size_t size = size_t(std::min<uint64_t>(PIECE, bytes - done)), half = piece % 2;
             unsigned char* pinned = device->pinned + half * PIECE;
             // While this half is filled from the host, the other is on its way.
-            if (piece >= 2) check(cudaEventSynchronize(device->pinned_free[half]), "A copy");
-            std::memcpy(pinned, static_cast<const unsigned char*>(from) + done, size);
+            check(cudaEventSynchronize(device->pinned_free[half]), "A copy");
+            copy_host(pinned, static_cast<const unsigned char*>(from) + done, size);
             check(cudaMemcpyAsync(static_cast<unsigned char*>(to) + done, pinned, size, cudaMemcpyHostToDevice,
                                   device->copies),
                   "A copy");
             check(cudaEventRecord(device->pinned_free[half], device->copies), "A copy");
         }
-        check(cudaStreamSynchronize(device->copies), "A copy");
+        wait_for(*device, device->work, device->copies);
     });
 }
 
@@ -147,7 +191,7 @@ int32_t denoise_cuda_download(DenoiseDevice* device, void* to, const void* from,
             const auto* source = static_cast<const unsigned char*>(from) + done;
             check(cudaMemcpyAsync(device->pinned, source, size, cudaMemcpyDeviceToHost, device->work), "A copy");
             check(cudaStreamSynchronize(device->work), "A copy");
-            std::memcpy(static_cast<unsigned char*>(to) + done, device->pinned, size);
+            copy_host(static_cast<unsigned char*>(to) + done, device->pinned, size);
         }
     });
 }
@@ -198,6 +242,17 @@ int32_t denoise_cuda_replay(DenoiseDevice* device, DenoiseGraph* graph, DenoiseE
 
 void denoise_cuda_forget(DenoiseDevice* device, DenoiseGraph* graph) {
     if (cudaSetDevice(device->ordinal) == cudaSuccess) cudaGraphExecDestroy(reinterpret_cast<cudaGraphExec_t>(graph));
+}
+
+int32_t denoise_cuda_hold(DenoiseDevice* device, uint32_t kernels, DenoiseError* error) {
+    return on(device, error, [&] {
+#ifdef __CUDACC__
+        hold_kernel<<<1, 1, 0, device->work>>>(20000ull * kernels);
+        check(cudaGetLastError(), "A kernel's launch");
+#else
+        (void)kernels;
+#endif
+    });
 }
 
 int32_t denoise_cuda_mark(DenoiseDevice* device, uint32_t index, DenoiseError* error) {

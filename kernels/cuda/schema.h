@@ -6,7 +6,7 @@
 namespace denoise::schema {
 
 /// The schema's hash.
-constexpr uint32_t HASH[2] = {3397626317u, 1359648411u};
+constexpr uint32_t HASH[2] = {2085384700u, 487778570u};
 
 /// An element type.
 enum class DType : uint32_t {
@@ -131,7 +131,7 @@ enum Param { param_alpha };
 
 namespace attention {
 enum Operand { q, k, v, bias, out };
-enum Param { param_scale, param_causal };
+enum Param { param_scale, param_causal, param_variant };
 }
 
 namespace layer_norm {
@@ -160,7 +160,7 @@ enum Param { param_groups, param_eps, param_act, param_first };
 
 namespace conv {
 enum Operand { x, weight, bias, residual, cache, out };
-enum Param { param_kt, param_kh, param_kw, param_stride, param_pad_top, param_pad_left, param_upsample, param_act };
+enum Param { param_kt, param_kh, param_kw, param_stride, param_pad_top, param_pad_left, param_upsample, param_act, param_variant };
 }
 
 namespace pack_conv {
@@ -237,7 +237,7 @@ enum Param { param_channels, param_kt, param_kh, param_kw, param_format, param_r
 
 namespace quantized_conv {
 enum Operand { x, weight, bias, residual, cache, amax, out };
-enum Param { param_kt, param_kh, param_kw, param_stride, param_pad_top, param_pad_left, param_upsample, param_act, param_format, param_rows };
+enum Param { param_kt, param_kh, param_kw, param_stride, param_pad_top, param_pad_left, param_upsample, param_act, param_format, param_rows, param_variant };
 }
 
 namespace prune_semi_structured {

@@ -74,7 +74,7 @@ fn measure(cx: &Cx, shape: Shape, dtype: DType, biased: bool) -> (f64, f64) {
     };
     let bias = biased.then(|| View::contiguous(bias.as_mut_ptr() as *mut u8, DType::F32, &[1, h, sq, sk]));
     let operands = [view(&mut q, sq), view(&mut k, sk), view(&mut v, sk), bias, view(&mut out, sq)];
-    let params = [(1.0 / (d as f32).sqrt()).to_bits(), 0];
+    let params = [(1.0 / (d as f32).sqrt()).to_bits(), 0, 0];
     let args = Args { operands: &operands, params: &params };
     (ops::kernel(Op::Attention).check)(&args).unwrap();
     let operations = 4.0 * (h * sq * sk * d) as f64;

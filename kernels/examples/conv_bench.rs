@@ -104,7 +104,7 @@ fn measure(cx: &Cx, shape: Shape, (dtype, quantized): Form, runs: usize) -> (f64
             let operands =
                 [view(&mut weight, stored, &[o, c, taps / k / k, k, k]), view(&mut packed, DType::U8, &[bytes])];
             ops::run(Op::PackConv, cx, &Args { operands: &operands, params: &[dtype as u32] }).unwrap();
-            (Op::Conv, vec![])
+            (Op::Conv, vec![0])
         }
         Some((format, rows)) => {
             let operands = [
@@ -114,7 +114,7 @@ fn measure(cx: &Cx, shape: Shape, (dtype, quantized): Form, runs: usize) -> (f64
             ];
             let params = [c as u32, time, size, size, format as u32, rows as u32, dtype as u32];
             ops::run(Op::PackQuantizedConv, cx, &Args { operands: &operands, params: &params }).unwrap();
-            (Op::QuantizedConv, vec![format as u32, rows as u32])
+            (Op::QuantizedConv, vec![format as u32, rows as u32, 0])
         }
     };
     let mut operands = vec![

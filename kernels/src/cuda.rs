@@ -40,10 +40,18 @@ impl RawOperand {
             strides: view.strides.map(|n| n as u64),
         }
     }
+
+    fn all(views: &[Option<View>]) -> Vec<Self> {
+        views.iter().map(|view| view.as_ref().map_or(Self::ABSENT, Self::of)).collect()
+    }
 }
 
 type RawDevice = *mut c_void;
 type RunOp = unsafe extern "C" fn(RawDevice, *const RawOperand, *const u32, *mut RawError) -> i32;
+type NameWays = unsafe extern "C" fn(RawDevice, *const RawOperand, *const u32, *mut c_char, u32, *mut RawError) -> i32;
+
+/// Room for a text that the library writes.
+const TEXT: usize = 1 << 12;
 
 /// Declares the functions of the library and how each is found.
 macro_rules! functions {
@@ -70,6 +78,7 @@ functions! {
     schema: fn(*mut u32);
     open: fn(i32, *mut RawDevice, *mut RawError) -> i32;
     close: fn(RawDevice);
+    describe: fn(RawDevice, *mut c_char, u32, *mut RawError) -> i32;
     allocate: fn(RawDevice, u64, *mut *mut c_void, *mut RawError) -> i32;
     free: fn(RawDevice, *mut c_void);
     upload: fn(RawDevice, *mut c_void, *const c_void, u64, *mut RawError) -> i32;
@@ -124,11 +133,18 @@ fn open_library(path: &Path) -> Result<*mut c_void> {
     Err(unavailable(format!("CUDA devices are for Linux: {} cannot be opened here", path.display())))
 }
 
+/// The entries of an op.
+struct Entry {
+    run: RunOp,
+    /// Names the ways to run a call, where there can be several.
+    ways: Option<NameWays>,
+}
+
 /// An open library. It stays open for as long as the process lives: a driver's threads may run in it.
 pub struct Library {
     functions: Functions,
-    /// The entry of each op, in the order of `SPECS`; `None` where the library has no kernel.
-    ops: Vec<Option<RunOp>>,
+    /// The entries of each op, in the order of `SPECS`; `None` where the library has no kernel.
+    ops: Vec<Option<Entry>>,
 }
 
 // Function pointers; the library's functions may be called from any thread.
@@ -162,8 +178,10 @@ impl Library {
             ));
         }
         let entry = |name: &str| unsafe {
-            symbol(handle, &format!("denoise_cuda_op_{name}"))
-                .map(|found| std::mem::transmute::<*mut c_void, RunOp>(found))
+            let run = std::mem::transmute::<*mut c_void, RunOp>(symbol(handle, &format!("denoise_cuda_op_{name}"))?);
+            let ways = symbol(handle, &format!("denoise_cuda_ways_{name}"))
+                .map(|found| std::mem::transmute::<*mut c_void, NameWays>(found));
+            Some(Entry { run, ways })
         };
         let library = Arc::new(Self { functions, ops: SPECS.iter().map(|spec| entry(spec.name)).collect() });
         libraries.push((path.to_path_buf(), library.clone()));
@@ -202,16 +220,35 @@ impl Cuda {
         self.lock.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn entry(&self, op: Op) -> Result<&Entry> {
+        let index = SPECS.iter().position(|spec| spec.op == op);
+        index.and_then(|index| self.library.ops[index].as_ref()).ok_or_else(|| {
+            unavailable(format!("The CUDA library has no kernel for {op:?}: run this part on the CPU"))
+        })
+    }
+
     /// Queues one instruction; its operands lie in this device's memory.
     pub fn queue(&self, op: Op, operands: &[Option<View>], params: &[u32]) -> Result<()> {
         let _lock = self.locked();
-        let index = SPECS.iter().position(|spec| spec.op == op);
-        let run = index.and_then(|index| self.library.ops[index]).ok_or_else(|| {
-            unavailable(format!("The CUDA library has no kernel for {op:?}: run this part on the CPU"))
-        })?;
-        let raw: Vec<RawOperand> =
-            operands.iter().map(|view| view.as_ref().map_or(RawOperand::ABSENT, RawOperand::of)).collect();
+        let run = self.entry(op)?.run;
+        let raw = RawOperand::all(operands);
         call(|error| unsafe { run(self.raw, raw.as_ptr(), params.as_ptr(), error) })
+    }
+
+    /// The names of the ways to run an instruction, the library's guess first; none where there is but one. Of its
+    /// operands' addresses only the alignment counts.
+    pub fn ways(&self, op: Op, operands: &[Option<View>], params: &[u32]) -> Result<Vec<String>> {
+        let _lock = self.locked();
+        let Some(ways) = self.entry(op)?.ways else { return Ok(Vec::new()) };
+        let raw = RawOperand::all(operands);
+        let names = text(|out, len, error| unsafe { ways(self.raw, raw.as_ptr(), params.as_ptr(), out, len, error) })?;
+        Ok(names.lines().map(String::from).collect())
+    }
+
+    /// What tells it from other devices, in lines: name, architecture, bytes of its last cache, what libraries it uses.
+    pub fn describe(&self) -> Result<String> {
+        let _lock = self.locked();
+        text(|out, len, error| unsafe { (self.library.functions.describe)(self.raw, out, len, error) })
     }
 
     /// Waits for what was queued.
@@ -238,6 +275,14 @@ fn call(body: impl FnOnce(*mut RawError) -> c_int) -> Result<()> {
         _ => Code::Internal,
     };
     Err(Error::new(code, message))
+}
+
+/// Calls a function of the library that writes a text.
+fn text(body: impl FnOnce(*mut c_char, u32, *mut RawError) -> c_int) -> Result<String> {
+    let mut out = vec![0u8; TEXT];
+    call(|error| body(out.as_mut_ptr() as *mut c_char, TEXT as u32, error))?;
+    let end = out.iter().position(|&byte| byte == 0).unwrap_or(out.len());
+    Ok(String::from_utf8_lossy(&out[..end]).into_owned())
 }
 
 /// Memory of a device.

@@ -3,7 +3,7 @@
 use crate::buffer::{Buffer, Owned};
 use crate::cuda::{Cuda, Memory, Runner};
 use crate::error::{Code, Error, Result};
-use crate::level::{Level, default_threads};
+use crate::level::{Level, cpu_model, default_threads};
 use crate::ops::{self, Args, Cx};
 use crate::pool::Pool;
 use crate::program::{Program, Slot};
@@ -11,6 +11,9 @@ use crate::view::View;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+/// What the memory of a device is aligned to, in bytes.
+const MEMORY_ALIGN: usize = 256;
 
 /// Where programs run.
 pub enum Device {
@@ -70,6 +73,33 @@ impl Device {
             }
             _ => Ok(mapped),
         }
+    }
+
+    /// What tells it from other devices, in lines: name, architecture or level, bytes of its last cache where they are
+    /// known, what libraries it uses.
+    pub fn describe(&self) -> Result<String> {
+        match self {
+            Self::Cpu(cpu) => Ok(format!("{}\n{}\n0\n", cpu_model(), cpu.level.name())),
+            Self::Cuda { cuda, .. } => cuda.describe(),
+        }
+    }
+
+    /// The names of the ways to run each instruction of a program, by its parameter `variant`; none where there is but
+    /// one.
+    pub fn ways(&self, program: &Program) -> Result<Vec<Vec<String>>> {
+        let Self::Cuda { cuda, .. } = self else {
+            let names = |op| ops::ways(op).iter().map(|name| name.to_string()).collect();
+            return Ok(program.instructions.iter().map(|instruction| names(instruction.op)).collect());
+        };
+        // Memory is aligned alike wherever it lies, and nothing is read.
+        let place = std::ptr::without_provenance_mut(MEMORY_ALIGN);
+        let places = vec![place; program.externals.len()];
+        let mut views = Vec::new();
+        let each = program.instructions.iter().enumerate().map(|(index, instruction)| {
+            bind(program, index, place, &places, &mut views);
+            cuda.ways(instruction.op, &views, &instruction.params)
+        });
+        each.collect()
     }
 
     /// Runs a program. `times`, where given, receives each kernel's seconds.

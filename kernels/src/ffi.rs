@@ -8,10 +8,9 @@ use crate::cuda::Cuda;
 use crate::error::{Code, Error, Result};
 use crate::executor::Device;
 use crate::handles::{self, Object};
-use crate::level::{Level, cpu_model, default_threads};
-use crate::ops::variants;
+use crate::level::{Level, default_threads};
 use crate::program::Program;
-use crate::schema::{SCHEMA_HASH, SPECS};
+use crate::schema::SCHEMA_HASH;
 use crate::video::yuv::Colour;
 use crate::video::{Format, Video};
 use deno_bindgen::deno_bindgen;
@@ -59,26 +58,28 @@ fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
     std::str::from_utf8(bytes).map_err(|_| Error::new(Code::BadArgument, format!("The {what} is not UTF-8")))
 }
 
-/// Writes `version\nschema hash\nbest level\nlevels of this CPU\nits model\nthreads\nkernels with variants` into `out`, a
-/// kernel as `name=count`; gives the length.
+/// Writes a text into `out`, which must hold all of it; gives the length.
+fn write_text(text: &str, out: &mut [u8]) -> Result<u32> {
+    let room = out.len();
+    let to = out.get_mut(..text.len()).ok_or_else(|| {
+        Error::new(Code::BadArgument, format!("A text of {} bytes does not fit {room}", text.len()))
+    })?;
+    to.copy_from_slice(text.as_bytes());
+    Ok(text.len() as u32)
+}
+
+/// Writes `version\nschema hash\nbest level\nlevels of this CPU\nthreads` into `out`; gives the length.
 #[deno_bindgen]
 fn denoise_describe(out: &mut [u8]) -> u32 {
     let levels: Vec<&str> = Level::ALL.into_iter().filter(|l| l.supported()).map(Level::name).collect();
-    let variants: Vec<String> = SPECS
-        .iter()
-        .filter(|spec| spec.params.iter().any(|(name, _)| *name == "variant"))
-        .map(|spec| format!("{}={}", spec.name, variants(spec.op)))
-        .collect();
     let text = format!(
-        "{}\n{} {}\n{}\n{}\n{}\n{}\n{}",
+        "{}\n{} {}\n{}\n{}\n{}",
         env!("CARGO_PKG_VERSION"),
         SCHEMA_HASH[0],
         SCHEMA_HASH[1],
         Level::best().name(),
         levels.join(" "),
-        cpu_model(),
-        default_threads(),
-        variants.join(" ")
+        default_threads()
     );
     let len = text.len().min(out.len());
     out[..len].copy_from_slice(&text.as_bytes()[..len]);
@@ -119,6 +120,24 @@ fn denoise_cuda_open(library: &mut [u8], ordinal: u32, error: &mut [u8]) -> u32 
             .map_err(|_| Error::new(Code::BadArgument, format!("There is no CUDA device {ordinal}")))?;
         let cuda = Cuda::open(Path::new(utf8(library, "path")?), ordinal)?;
         handles::insert(Object::Device(Arc::new(Device::cuda(cuda))))
+    })
+}
+
+/// Writes what tells a device from others into `out`, in lines: name, architecture or level, bytes of its last cache (0:
+/// unknown), what libraries it uses; gives the length.
+#[deno_bindgen]
+fn denoise_device_describe(device: u32, out: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || write_text(&handles::device(device)?.describe()?, out))
+}
+
+/// Writes the names of the ways in which a device can run each instruction of a program, by its parameter `variant`, into
+/// `out`: a line for each instruction, names between tabs; gives the length.
+#[deno_bindgen]
+fn denoise_program_ways(device: u32, program: u32, out: &mut [u8], error: &mut [u8]) -> u32 {
+    guarded(error, || {
+        let ways = handles::device(device)?.ways(&*handles::program(program)?)?;
+        let lines: Vec<String> = ways.iter().map(|names| names.join("\t")).collect();
+        write_text(&lines.join("\n"), out)
     })
 }
 

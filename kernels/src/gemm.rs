@@ -32,8 +32,8 @@ const STAGED: usize = 160 * 1024;
 const ROWS: usize = 168;
 /// Columns in a task where staging is repeated for each.
 const WIDE: usize = 256;
-/// Ways to cut the work: the parameter `variant` of kernels is below it.
-pub const VARIANTS: u32 = 4;
+/// Ways to cut the work, by the parameter `variant` of kernels.
+pub const WAYS: &[&str] = &["by shape", "narrow tasks", "wide tasks", "other staging"];
 /// Threads that remember what they staged; others stage again for every task.
 const REMEMBERED: usize = 64;
 
@@ -502,8 +502,8 @@ impl Region {
 
 /// Runs a multiply whose B is packed for the level.
 ///
-/// `variant` picks a way to cut the work: 0 by shape, 1 into tasks of half as many columns, 2 of twice as many, 3 with
-/// rows staged once for all columns where 0 stages them again, and the reverse.
+/// `variant` picks one of [`WAYS`] to cut the work: 1 into tasks of half as many columns as by shape, 2 of twice as many, 3
+/// with rows staged once for all columns where they are staged again by shape, and the reverse; any other is by shape.
 pub fn gemm(cx: &Cx, g: &Gemm, method: Method, variant: u32) -> Result<()> {
     if g.m == 0 || g.n == 0 {
         return Ok(());

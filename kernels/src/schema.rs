@@ -3,7 +3,7 @@
 //! The schema of kernels: codes, operands and parameters of every instruction.
 
 /// The schema's hash, as it stands in a program's header.
-pub const SCHEMA_HASH: [u32; 2] = [3397626317, 1359648411];
+pub const SCHEMA_HASH: [u32; 2] = [2085384700, 487778570];
 
 /// The most dimensions that an operand may have.
 pub const MAX_RANK: usize = 8;
@@ -500,7 +500,7 @@ pub const SPECS: &[Spec] = &[
             ("bias", true, Layout::Strided),
             ("out", false, Layout::Inner),
         ],
-        params: &[("scale", Param::F32), ("causal", Param::I32)],
+        params: &[("scale", Param::F32), ("causal", Param::I32), ("variant", Param::I32)],
     },
     Spec {
         op: Op::LayerNorm,
@@ -577,6 +577,7 @@ pub const SPECS: &[Spec] = &[
             ("pad_left", Param::I32),
             ("upsample", Param::I32),
             ("act", Param::Activation),
+            ("variant", Param::I32),
         ],
     },
     Spec {
@@ -773,6 +774,7 @@ pub const SPECS: &[Spec] = &[
             ("act", Param::Activation),
             ("format", Param::Format),
             ("rows", Param::Rows),
+            ("variant", Param::I32),
         ],
     },
     Spec {

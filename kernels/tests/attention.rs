@@ -74,8 +74,8 @@ fn operands(c: &Case, rng: &mut Rng) -> Vec<Option<Tensor>> {
     ]
 }
 
-fn params(c: &Case) -> [u32; 2] {
-    [c.scale.to_bits(), c.causal as u32]
+fn params(c: &Case) -> [u32; 3] {
+    [c.scale.to_bits(), c.causal as u32, 0]
 }
 
 fn check(c: Case) {
@@ -274,8 +274,8 @@ fn wrong_operands_are_refused() {
     let check = |operands: &[Option<View>], params: &[u32]| {
         (ops::kernel(Op::Attention).check)(&Args { operands, params }).map_err(|e| e.message)
     };
-    check(&good, &[0, 0]).unwrap();
-    assert!(check(&good, &[0, 2]).unwrap_err().contains("causal"));
+    check(&good, &[0, 0, 0]).unwrap();
+    assert!(check(&good, &[0, 2, 0]).unwrap_err().contains("causal"));
     for (operand, wrong, says) in [
         (0, view(DType::F32, &[2, 5, 8]), "q must be (B, H, S, D)"),
         (0, view(DType::I32, &[1, 2, 5, 8]), "q must be f32"),
@@ -289,7 +289,7 @@ fn wrong_operands_are_refused() {
     ] {
         let mut operands = good;
         operands[operand] = wrong;
-        let error = check(&operands, &[0, 0]).unwrap_err();
+        let error = check(&operands, &[0, 0, 0]).unwrap_err();
         assert!(error.contains(says), "{error}");
     }
 }

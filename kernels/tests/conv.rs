@@ -87,11 +87,11 @@ impl Case {
     fn shape(&self, batch: usize, frames: Option<usize>, rest: [usize; 3]) -> Vec<usize> {
         [batch].into_iter().chain(frames).chain(rest).collect()
     }
-    fn params(&self) -> [u32; 8] {
+    fn params(&self) -> [u32; 9] {
         let [kh, kw] = [self.kernel.0, self.kernel.1].map(|k| k as u32);
         let [top, left] = [self.pad[0] as u32, self.pad[1] as u32];
         let time = self.frames.map_or(1, |frames| frames.1 as u32);
-        [time, kh, kw, self.stride as u32, top, left, self.upsample as u32, self.act as u32]
+        [time, kh, kw, self.stride as u32, top, left, self.upsample as u32, self.act as u32, 0]
     }
     fn conform(&self) {
         let rng = &mut Rng(7);

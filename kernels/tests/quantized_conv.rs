@@ -91,12 +91,12 @@ impl Case {
     fn shape(&self, frames: usize, rest: [usize; 3]) -> Vec<usize> {
         [self.batch].into_iter().chain(self.frames.map(|_| frames)).chain(rest).collect()
     }
-    fn params(&self) -> [u32; 10] {
+    fn params(&self) -> [u32; 11] {
         let [kh, kw] = [self.kernel.0, self.kernel.1].map(|k| k as u32);
         let [top, left] = [self.pad[0] as u32, self.pad[1] as u32];
         let (stride, upsample) = (self.stride as u32, self.upsample as u32);
         let act = self.act as u32;
-        [self.time() as u32, kh, kw, stride, top, left, upsample, act, self.format as u32, self.rows as u32]
+        [self.time() as u32, kh, kw, stride, top, left, upsample, act, self.format as u32, self.rows as u32, 0]
     }
     fn pack(&self, level: Level, pool: &Pool, codes: &Tensor, scale: &Tensor) -> Tensor {
         let (kh, kw) = self.kernel;

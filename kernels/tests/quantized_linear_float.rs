@@ -2,7 +2,7 @@
 mod common;
 
 use common::{Level, Rng, Tensor, bound, conform_with, levels, normalized_error, run};
-use denoise::gemm::VARIANTS;
+use denoise::gemm::WAYS;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::{Weight, rows_bytes, rows_scale, small_float};
@@ -195,7 +195,7 @@ fn formats(k: usize) -> Vec<Weight> {
 #[test]
 fn every_way_to_cut_the_work() {
     let mut rng = Rng(13);
-    for variant in 0..VARIANTS {
+    for variant in 0..=WAYS.len() as u32 {
         for format in [Format::Int8, Format::Int4, Format::E4m3] {
             for (group, [m, n, k]) in [(96, [3, 130, 96]), (32, [70, 200, 96]), (544, [190, 97, 544])] {
                 for dtype in [DType::F32, DType::BF16] {
@@ -214,7 +214,7 @@ fn every_way_to_cut_the_work() {
 fn rows_of_sixteen_bytes() {
     let mut rng = Rng(20);
     let shapes = [(1, 40, 32), (9, 70, 1056), (16, 33, 128), (21, 130, 96), (150, 150, 160), (70, 300, 64)];
-    for variant in 0..VARIANTS {
+    for variant in 0..=WAYS.len() as u32 {
         for dtype in [DType::BF16, DType::F16] {
             for (i, (m, n, k)) in shapes.into_iter().enumerate() {
                 let group = if k % 64 == 0 { 64 } else { 32 };

@@ -2,7 +2,7 @@
 mod common;
 
 use common::{Level, Rng, Tensor, conform_with, levels, run};
-use denoise::gemm::VARIANTS;
+use denoise::gemm::WAYS;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
 use denoise::quant::{Weight, rows_bytes, rows_scale};
@@ -162,7 +162,7 @@ fn every_number_of_rows_of_a_tile() {
 #[test]
 fn every_way_to_cut_the_work() {
     let mut rng = Rng(12);
-    for variant in 0..VARIANTS {
+    for variant in 0..=WAYS.len() as u32 {
         for (group, [m, n, k]) in [(96, [3, 130, 96]), (32, [70, 200, 96]), (2112, [190, 97, 2112])] {
             for format in FORMATS {
                 let mut case = Case::new(&mut rng, weight(format, group), Rows::Int8, [m, n, k], false);
@@ -179,7 +179,7 @@ fn every_way_to_cut_the_work() {
 fn rows_of_sixteen_bytes() {
     let mut rng = Rng(14);
     let shapes = [(1, 40, 32), (9, 70, 1056), (16, 33, 128), (21, 130, 96), (150, 150, 160), (70, 300, 64)];
-    for variant in 0..VARIANTS {
+    for variant in 0..=WAYS.len() as u32 {
         for (m, n, k) in shapes {
             for kind in KINDS {
                 for (format, group, zero) in [

@@ -124,10 +124,9 @@ export async function autoquant(pipe: Calibratable, options: AutoquantOptions): 
       ...await planModel(component, module, { seen, candidates, feasible, sqnr, pipe, prompts, signal, onProgress }),
     );
   }
-  const { cpu, version } = library().description;
   const plan = new QuantizationPlan(layers, {
-    library: version,
-    cpu,
+    library: library().description.version,
+    cpu: pipe.device.description.name,
     level: pipe.device.level,
     threads: pipe.device.threads,
     model: pipe.model,

@@ -142,10 +142,10 @@ export async function compile<R>(
   }
   const autotune = autotuneOf(options, mode);
   const found = target instanceof CompiledFunction ? await functionTarget(target) : target[COMPILE_TARGET];
-  const { variants } = found.device;
+  const { device } = found;
   const path = autotune === "off" ? undefined : options.path ?? defaultPath();
-  const file = await TuningFile.open(path, machineOf(found.device));
-  const tuner = new Tuner(file, { variants, measures: autotune === "on" });
+  const file = await TuningFile.open(path, machineOf(device));
+  const tuner = new Tuner(file, { device, measures: autotune === "on" });
   found.choose(tuner, { vae });
   const runs = options.runs ?? (target instanceof CompiledFunction ? [] : [{} as R]);
   for (const run of runs) for (const use of found.uses(run, { vae })) await use.prepare({ signal });
@@ -154,7 +154,7 @@ export async function compile<R>(
     save: async (path, signal) => {
       const uses = runs.flatMap((run) => found.uses(run, { vae }));
       await writeCompiled(path, {
-        device: found.device,
+        device,
         description: await found.describe(runs),
         functions: uses.map(({ name, prepare, tuned }) => ({
           name,
@@ -182,10 +182,18 @@ function defaultPath(): string | undefined {
   return folder && `${folder}/tuning.json`;
 }
 
-/** What a measurement holds for: the CPU or what else computes, its level, the threads, the library. */
-function machineOf({ level, threads }: Device): string {
-  const { description: { cpu, version }, sources } = library();
-  return `${cpu}, ${level}, ${threads} threads, denoise ${version}, kernels ${sources.slice(0, 16)}`;
+/** What a measurement holds for: the device, its threads, its kernels, and the libraries that they call. */
+function machineOf({ description, threads, sources }: Device): string {
+  const { name, architecture, libraries } = description;
+  const { version } = library().description;
+  return [
+    name,
+    architecture,
+    `${threads} threads`,
+    ...libraries,
+    `denoise ${version}`,
+    `kernels ${sources.slice(0, 16)}`,
+  ].join(", ");
 }
 
 async function functionTarget<I>(fn: CompiledFunction<I, Record<string, Tensor>>): Promise<CompileTarget<I>> {

@@ -92,6 +92,8 @@ const MOST_COPIES = 128;
 
 /** Bytes of weights in a second that even slow memory gives. */
 const SLOW_MEMORY = 10e9;
+/** The same of a device's own. */
+const SLOW_DEVICE_MEMORY = 500e9;
 /** How many times longer than that a candidate takes whose speed does not follow from where its weights are. */
 const COMPUTE_BOUND = 5;
 
@@ -120,8 +122,8 @@ async function makeTrial(
   }
   const weights = readBy(calls).filter(isWeight).reduce((sum, { size, dtype }) => sum + size * byteSize(dtype), 0);
   // Twice the last-level cache leaves nothing of a copy in it until its turn comes again.
-  const rotated = Math.min(workingSet, 2 * lastLevelCache());
-  const isBound = seconds > COMPUTE_BOUND * weights / SLOW_MEMORY;
+  const rotated = Math.min(workingSet, 2 * (device.description.cacheBytes || lastLevelCache()));
+  const isBound = seconds > COMPUTE_BOUND * weights / (device.memory ? SLOW_DEVICE_MEMORY : SLOW_MEMORY);
   const copies = isBound ? 1 : Math.min(MOST_COPIES, Math.max(1, Math.ceil(rotated / weights)));
   const repeats = Math.max(copies, Math.min(64, Math.ceil(RUN_SECONDS / Math.max(seconds, 1e-7))));
   return trialOf(calls, { repeats, copies, memory });

@@ -12,15 +12,15 @@ import { replaceFile } from "../tensor/output.ts";
 
 /** What was measured of a problem. */
 export interface Tuning {
-  /** The fastest variant. */
-  readonly chosen: number;
-  /** The median microseconds of each variant. */
-  readonly microseconds: readonly number[];
+  /** The fastest way, by its name. */
+  readonly chosen: string;
+  /** The median microseconds of each way. */
+  readonly microseconds: Readonly<Record<string, number>>;
 }
 
 type Section = Map<string, Tuning>;
 
-const FORMAT = 1;
+const FORMAT = 2;
 /** Machines, levels and libraries that a file remembers; the one that was written longest ago goes first. */
 const MOST_SECTIONS = 32;
 
@@ -28,7 +28,7 @@ const MOST_SECTIONS = 32;
 export class TuningFile {
   /** The file; `undefined` where nothing is remembered. */
   readonly path: string | undefined;
-  /** The CPU, its level, the threads and the library: what the times hold for. */
+  /** The device and its kernels: what the times hold for. */
   readonly machine: string;
   readonly #known: Section;
   readonly #added: Section = new Map();
@@ -113,6 +113,8 @@ async function read(path: string): Promise<Map<string, Section> | "foreign"> {
     return ignore(path, `it is not JSON (${(error as Error).message})`);
   }
   if (!isObject(json) || json.denoise_tuning === undefined) return ignore(path, "it holds something else");
+  // What an older denoise measured is measured again.
+  if (json.denoise_tuning === 1) return new Map();
   if (json.denoise_tuning !== FORMAT) {
     return ignore(path, `its format is ${JSON.stringify(json.denoise_tuning)}, and this denoise has ${FORMAT}`);
   }
@@ -143,6 +145,6 @@ const isObject = (value: unknown): value is Record<string, unknown> =>
 function isTuning(value: unknown): value is Tuning {
   if (!isObject(value)) return false;
   const { chosen, microseconds } = value;
-  return Array.isArray(microseconds) && microseconds.every((time) => Number.isFinite(time) && time > 0) &&
-    Number.isInteger(chosen) && (chosen as number) >= 0 && (chosen as number) < microseconds.length;
+  return isObject(microseconds) && typeof chosen === "string" && Object.hasOwn(microseconds, chosen) &&
+    Object.values(microseconds).every((time) => Number.isFinite(time) && (time as number) > 0);
 }

@@ -155,7 +155,10 @@ export type KernelName =
   | "quantized_conv"
   | "prune_semi_structured";
 
-/** The kernels. */
+/**
+ * The kernels. `variant` picks one of the ways that a device has for a call; 0 is its own guess, and so is one that it
+ * lacks. The result is the same within rounding.
+ */
 export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
   /** out = x in out's dtype; any strides on both sides. */
   copy: { code: 1, operands: { x: strided, out: strided }, params: {} },
@@ -169,7 +172,7 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
   softmax: { code: 5, operands: { x: inner, out: inner }, params: {} },
   /**
    * out = residual + gate * act(x W^T + bias). x (..., K), weight packed from (N, K), bias f32 (N), gate and residual
-   * broadcast to out (..., N). `variant` picks one of the ways to cut the work; the result is the same within rounding.
+   * broadcast to out (..., N).
    */
   linear: {
     code: 6,
@@ -194,7 +197,7 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
   attention: {
     code: 9,
     operands: { q: inner, k: inner, v: inner, bias: optional("strided"), out: inner },
-    params: { scale: "f32", causal: "i32" },
+    params: { scale: "f32", causal: "i32", variant: "i32" },
   },
   /**
    * y = (x - mean) / sqrt(var + eps) * weight + bias, then y * (1 + scale) + shift; scale, shift broadcast to x. With
@@ -270,6 +273,7 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
       padLeft: "i32",
       upsample: "i32",
       act: "activation",
+      variant: "i32",
     },
   },
   /** Rearranges (O, C, kt, kh, kw) or (O, C, kh, kw) of any float dtype into the level's layout for x of dtype code `dtype`. */
@@ -418,6 +422,7 @@ export const KERNELS: Readonly<Record<KernelName, KernelSpec>> = {
       act: "activation",
       format: "format",
       rows: "rows",
+      variant: "i32",
     },
   },
   /** A weight (N, K) with the two smallest magnitudes of each four of a row set to zero; of equals, the later ones. */

@@ -7,10 +7,13 @@
 import { findCudaLibrary } from "../../ffi/cuda.ts";
 import { environment } from "../../ffi/environment.ts";
 import { library, loadLibrary } from "../../ffi/library.ts";
-import { type NativeBuffer, NativeDevice } from "../../ffi/native.ts";
+import { type DeviceDescription, type NativeBuffer, NativeDevice, NativeProgram } from "../../ffi/native.ts";
 import { NativeError } from "../errors.ts";
-import type { Instruction } from "../graph/lower.ts";
+import { byteSize } from "../graph/dtypes.ts";
+import type { Instruction, Storage } from "../graph/lower.ts";
 import type { Node } from "../graph/node.ts";
+import { planArena } from "../graph/plan.ts";
+import { assemble } from "../graph/program.ts";
 import { makeBuffer } from "./buffers.ts";
 import { sourceOf } from "./source.ts";
 
@@ -80,21 +83,23 @@ export class Device implements Disposable {
   readonly native: NativeDevice;
   /** @internal The native device where it has memory of its own. */
   readonly memory: NativeDevice | undefined;
-  /** @internal In how many ways its kernels that have variants can cut their work, by name. */
-  readonly variants: ReadonlyMap<string, number>;
+  /** @internal The SHA-256 of its kernels' sources. */
+  readonly sources: string;
   /** @internal Is told of each program that ran, where somebody looks. */
   observer: ((run: ProgramRun) => void) | undefined;
   readonly #leaves = new WeakMap<Node, NativeBuffer>();
   readonly #constants = new WeakMap<Node, Map<string, NativeBuffer>>();
+  readonly #ways = new Map<string, readonly string[]>();
+  #description: DeviceDescription | undefined;
 
   private constructor(
     native: NativeDevice,
-    parts: { level: string; threads: number; variants: ReadonlyMap<string, number>; memory?: NativeDevice },
+    parts: { level: string; threads: number; sources: string; memory?: NativeDevice },
   ) {
     this.native = native;
     this.level = parts.level;
     this.threads = parts.threads;
-    this.variants = parts.variants;
+    this.sources = parts.sources;
     this.memory = parts.memory;
   }
 
@@ -108,7 +113,7 @@ export class Device implements Disposable {
   static async open(options: DeviceOptions = {}): Promise<Device> {
     const { device = "cpu", level, threads } = options;
     checkDeviceName(device);
-    const { description } = await loadLibrary();
+    const { description, sources } = await loadLibrary();
     if (device === "auto" && level === undefined && threads === undefined) {
       try {
         return await Device.open({ device: "cuda" });
@@ -121,9 +126,9 @@ export class Device implements Disposable {
     if (!isCudaName(device)) {
       const native = new NativeDevice({ level, threads });
       return new Device(native, {
-        ...description,
         level: level ?? description.level,
         threads: threads || description.threads,
+        sources,
       });
     }
     if (level !== undefined || threads !== undefined) {
@@ -131,8 +136,9 @@ export class Device implements Disposable {
     }
     const kind = device === "cuda-emulated" ? device : "cuda";
     const ordinal = device.startsWith("cuda:") ? Number(device.slice("cuda:".length)) : 0;
-    const native = new NativeDevice({ library: await findCudaLibrary(kind), ordinal });
-    return new Device(native, { level: kind, threads: 1, variants: new Map(), memory: native });
+    const found = await findCudaLibrary(kind);
+    const native = new NativeDevice({ library: found.path, ordinal });
+    return new Device(native, { level: kind, threads: 1, sources: found.sources, memory: native });
   }
 
   /**
@@ -165,6 +171,26 @@ export class Device implements Disposable {
    */
   peakMemory(): number {
     return library().symbols.denoise_peak_memory();
+  }
+
+  /** @internal What tells it from other devices. */
+  get description(): DeviceDescription {
+    return this.#description ??= this.native.describe();
+  }
+
+  /**
+   * @internal
+   * The names of the ways in which it can run a kernel call, by the parameter `variant`; none where there is but one.
+   */
+  waysOf(call: Instruction): readonly string[] {
+    if (call.params.variant === undefined) return [];
+    const key = signatureOf(call);
+    let ways = this.#ways.get(key);
+    if (!ways) {
+      using program = new NativeProgram(programOf(call));
+      this.#ways.set(key, ways = this.native.ways(program)[0]!);
+    }
+    return ways;
   }
 
   /**
@@ -209,4 +235,28 @@ export class Device implements Disposable {
   [Symbol.dispose](): void {
     this.native[Symbol.dispose]();
   }
+}
+
+/** What a call's ways can follow from, as text: all but where its memory lies, beyond what kernels read at once. */
+function signatureOf({ kernel, operands, params }: Instruction): string {
+  const views = operands.map((view) => {
+    if (!view) return "-";
+    const { storage: { dtype }, offset, shape, strides } = view;
+    return `${dtype}+${offset * byteSize(dtype) % 256}[${shape}]${strides}`;
+  });
+  return [kernel, ...views, ...Object.values(params)].join(" ");
+}
+
+/** A program of a call alone, over working memory. */
+function programOf(call: Instruction): Uint8Array<ArrayBuffer> {
+  const places = new Map<Storage, Storage>();
+  const operands = call.operands.map((view) => {
+    if (!view) return null;
+    const { dtype, size } = view.storage;
+    const storage = places.get(view.storage) ?? { dtype, size, written: true };
+    places.set(view.storage, storage);
+    return { ...view, storage };
+  });
+  const instructions = [{ ...call, operands }];
+  return assemble({ instructions, externals: [] }, planArena(instructions));
 }

@@ -60,11 +60,11 @@ export interface KernelChoices {
    * Gets ready to choose for some calls.
    *
    * @param calls The kernel calls of a program.
-   * @param options Where they run, the bytes of weights that the program reads, a signal.
+   * @param options The bytes of weights that the program reads, a signal.
    */
   prepare(
     calls: readonly Instruction[],
-    options: { device: Device; workingSet: number; signal?: AbortSignal | undefined },
+    options: { workingSet: number; signal?: AbortSignal | undefined },
   ): Promise<void>;
   /** Says which variant a call takes. */
   readonly variantOf: VariantOf;
@@ -161,7 +161,7 @@ export class CompiledFunction<I, O> {
   async run(inputs: I, options: CallOptions = {}): Promise<O> {
     const device = this.device ?? await Device.default();
     const specialization = this.#specialized(inputs);
-    await this.#settle(specialization, { ...options, device });
+    await this.#settle(specialization, options);
     const call = { ...options, name: this.name, device, choices: specialization.choices };
     return await runSpecialization(specialization, inputs as Record<string, Tensor>, call) as O;
   }
@@ -174,7 +174,7 @@ export class CompiledFunction<I, O> {
   /** @internal Compiles for arguments of some shapes, and times kernels where choosing them takes that. */
   async prepare(inputs: I, options: CallOptions = {}): Promise<Specialization> {
     const specialization = this.#specialized(inputs);
-    await this.#settle(specialization, { ...options, device: this.device ?? await Device.default() });
+    await this.#settle(specialization, options);
     return specialization;
   }
 
@@ -195,11 +195,11 @@ export class CompiledFunction<I, O> {
   }
 
   /** Chooses kernels for programs that were not written yet, or by other choices. */
-  async #settle(specialization: Live, { device, signal }: Omit<Call, "name">): Promise<void> {
+  async #settle(specialization: Live, { signal }: CallOptions): Promise<void> {
     const choices = this.#choices;
     if (!choices || specialization.choices === choices) return;
     const workingSet = specialization.info.weightBytes;
-    for (const { calls } of specialization.stages) await choices.prepare(calls, { device, workingSet, signal });
+    for (const { calls } of specialization.stages) await choices.prepare(calls, { workingSet, signal });
     for (const stage of specialization.stages) {
       stage.program?.[Symbol.dispose]();
       stage.program = undefined;

@@ -382,6 +382,7 @@ export class Tensor {
       upsample: 1,
       act: "none",
       rows,
+      variant: 0,
     });
   }
 
@@ -428,7 +429,7 @@ export function concat(tensors: readonly Tensor[], axis = -1): Tensor {
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
   const scale = options.scale ?? 1 / Math.sqrt(q.size(-1));
-  return record("attention", [q, k, v, options.bias], { scale, causal: options.causal ? 1 : 0 });
+  return record("attention", [q, k, v, options.bias], { scale, causal: options.causal ? 1 : 0, variant: 0 });
 }
 
 /**

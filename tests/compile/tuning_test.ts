@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { TuningFile } from "../../lib/compile/tuning.ts";
 import { withFolder } from "../folder.ts";
 
-const FAST = { chosen: 1, microseconds: [12.5, 10] };
+const FAST = { chosen: "wide", microseconds: { narrow: 12.5, wide: 10 } };
 
 /** Runs something and gives what it warned of. */
 async function warningsOf(run: () => Promise<void>): Promise<string[]> {
@@ -28,7 +28,7 @@ Deno.test("what one process wrote another one reads, for its own machine alone",
     assert.deepEqual((await TuningFile.open(path, "a cpu")).get("a problem"), FAST);
     const other = await TuningFile.open(path, "another cpu");
     assert.equal(other.get("a problem"), undefined);
-    other.set("a problem", { chosen: 0, microseconds: [1] });
+    other.set("a problem", { chosen: "narrow", microseconds: { narrow: 1 } });
     await other.save();
     assert.deepEqual((await TuningFile.open(path, "a cpu")).get("a problem"), FAST);
     const left = await Array.fromAsync(Deno.readDir(`${folder}/deep`));
@@ -66,7 +66,7 @@ Deno.test("processes that write at once lose nothing, and readers never see half
       const [path, name] = Deno.args;
       for (let i = 0; i < 20; i++) {
         const file = await TuningFile.open(path, "a cpu");
-        file.set(name + i, { chosen: 0, microseconds: [1 + i] });
+        file.set(name + i, { chosen: "narrow", microseconds: { narrow: 1 + i } });
         await file.save();
       }`;
     await Deno.writeTextFile(`${folder}/writer.ts`, script);
@@ -79,7 +79,11 @@ Deno.test("processes that write at once lose nothing, and readers never see half
     const file = await TuningFile.open(path, "a cpu");
     for (let writer = 0; writer < 4; writer++) {
       for (let i = 0; i < 20; i++) {
-        assert.deepEqual(file.get(`writer ${writer}: ${i}`)?.microseconds, [1 + i], `writer ${writer}, entry ${i}`);
+        assert.deepEqual(
+          file.get(`writer ${writer}: ${i}`)?.microseconds,
+          { narrow: 1 + i },
+          `writer ${writer}, entry ${i}`,
+        );
       }
     }
   });
@@ -90,15 +94,15 @@ const BROKEN: Readonly<Record<string, [string, RegExp]>> = {
   "empty": ["", /not JSON/],
   "a list": ["[]", /something else/],
   "of another program": ['{"name": "package"}', /something else/],
-  "of a later format": ['{"denoise_tuning": 2, "machines": {}}', /format is 2/],
-  "without machines": ['{"denoise_tuning": 1}', /machines are no object/],
-  "with a machine that is none": ['{"denoise_tuning": 1, "machines": {"a cpu": 3}}', /a cpu is no object/],
+  "of a later format": ['{"denoise_tuning": 3, "machines": {}}', /format is 3/],
+  "without machines": ['{"denoise_tuning": 2}', /machines are no object/],
+  "with a machine that is none": ['{"denoise_tuning": 2, "machines": {"a cpu": 3}}', /a cpu is no object/],
   "with a choice that is none": [
-    '{"denoise_tuning": 1, "machines": {"a cpu": {"p": {"chosen": 2, "microseconds": [1, 2]}}}}',
+    '{"denoise_tuning": 2, "machines": {"a cpu": {"p": {"chosen": "wide", "microseconds": {"narrow": 1}}}}}',
     /p is no tuning/,
   ],
   "with times that are none": [
-    '{"denoise_tuning": 1, "machines": {"a cpu": {"p": {"chosen": 0, "microseconds": [-1]}}}}',
+    '{"denoise_tuning": 2, "machines": {"a cpu": {"p": {"chosen": "wide", "microseconds": {"wide": -1}}}}}',
     /p is no tuning/,
   ],
 };

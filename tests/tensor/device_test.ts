@@ -6,6 +6,7 @@ import { compileFunction } from "../../lib/tensor/function.ts";
 import { toArray } from "../../lib/tensor/realize.ts";
 import { tensor } from "../../lib/tensor/source.ts";
 import { embedding, type Tensor } from "../../lib/tensor/tensor.ts";
+import { openEmulated } from "../emulated.ts";
 import { withFolder } from "../folder.ts";
 
 const unavailable = (says: RegExp) => (error: unknown) => {
@@ -14,17 +15,6 @@ const unavailable = (says: RegExp) => (error: unknown) => {
   assert.match(error.message, says);
   return true;
 };
-
-/** The emulated device; `undefined` where its library is not built, which the build of the tests does. */
-async function emulated(): Promise<Device | undefined> {
-  try {
-    return await Device.open({ device: "cuda-emulated" });
-  } catch (error) {
-    if (!(error instanceof NativeError) || error.code !== "unavailable") throw error;
-    console.error(`skipped: ${error.message}`);
-    return undefined;
-  }
-}
 
 /** Runs a body with an environment variable set. */
 async function withEnvironment(name: string, value: string, body: () => Promise<void>): Promise<void> {
@@ -68,9 +58,10 @@ Deno.test("a CUDA library that is missing, changed or none is an error, and only
 });
 
 Deno.test("a device number that there is not is an error", async () => {
-  using device = await emulated();
+  using device = await openEmulated();
   if (!device) return;
-  await withEnvironment("DENOISE_CUDA_LIBRARY", await findCudaLibrary("cuda-emulated"), async () => {
+  const { path } = await findCudaLibrary("cuda-emulated");
+  await withEnvironment("DENOISE_CUDA_LIBRARY", path, async () => {
     await assert.rejects(Device.open({ device: "cuda:7" }), unavailable(/no device cuda:7: this machine has 1/));
     using first = await Device.open({ device: "cuda:0" });
     assert.equal(first.level, "cuda");
@@ -87,7 +78,7 @@ function layer(device: Device) {
 }
 
 Deno.test("the emulated device computes what the CPU does, run after run", async () => {
-  using device = await emulated();
+  using device = await openEmulated();
   if (!device) return;
   assert.equal(device.level, "cuda-emulated");
   using cpu = await Device.open();
@@ -107,7 +98,7 @@ Deno.test("the emulated device computes what the CPU does, run after run", async
 });
 
 Deno.test("what a device's data is wrong in is an error, and it goes on", async () => {
-  using device = await emulated();
+  using device = await openEmulated();
   if (!device) return;
   const look = compileFunction(
     ({ ids, table }: { ids: Tensor; table: Tensor }) => ({ rows: embedding(ids, table) }),
@@ -124,7 +115,7 @@ Deno.test("what a device's data is wrong in is an error, and it goes on", async 
 });
 
 Deno.test("memory that a device has not is an error that says how much", async () => {
-  using device = await emulated();
+  using device = await openEmulated();
   if (!device) return;
   const huge = compileFunction(({ x }: { x: Tensor }) => ({ y: x.expand(1 << 20, 1 << 14).add(1) }), { device });
   await assert.rejects(huge.run({ x: tensor([1]) }), { code: "out_of_memory", message: /Cannot allocate \d+ bytes/ });

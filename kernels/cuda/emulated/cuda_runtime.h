@@ -138,13 +138,17 @@ struct cudaDeviceProp {
     size_t sharedMemPerBlockOptin;
     int major, minor;
     int multiProcessorCount;
+    int l2CacheSize;
 };
 
 struct cudaFuncAttributes {
     int binaryVersion;
 };
 
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+
 using cudaStream_t = emulated::Stream*;
+using cudaMemPool_t = struct emulated_pool*;
 using cudaEvent_t = struct emulated_event*;
 using cudaGraph_t = struct emulated_graph*;
 using cudaGraphExec_t = struct emulated_graph*;
@@ -157,6 +161,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 cudaError_t cudaMalloc(void** memory, size_t bytes);
 cudaError_t cudaFree(void* memory);
+cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value);
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t bytes);
+cudaError_t cudaDeviceGraphMemTrim(int device);
 cudaError_t cudaMallocHost(void** memory, size_t bytes);
 cudaError_t cudaFreeHost(void* memory);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);

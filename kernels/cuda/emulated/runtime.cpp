@@ -7,9 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <sys/mman.h>
+#include <unordered_map>
 #include <vector>
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -400,32 +402,92 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     if (device != 0) return cudaErrorInvalidValue;
     *properties = {};
     std::snprintf(properties->name, sizeof(properties->name), "emulated on the host");
-    properties->totalGlobalMem = size_t(1) << 34;
+    size_t free;
+    cudaMemGetInfo(&free, &properties->totalGlobalMem);
     properties->sharedMemPerBlockOptin = emulated::MOST_SHARED;
     properties->major = 9;
     properties->multiProcessorCount = 2;
+    properties->l2CacheSize = 1 << 20;
     return cudaSuccess;
 }
 
+namespace {
+
+/// The device's memory: what was given out, and how much there is, which the environment may lower.
+struct DeviceMemory {
+    std::mutex mutex;
+    std::unordered_map<void*, size_t> given;
+    size_t used = 0, total = size_t(1) << 34;
+
+    DeviceMemory() {
+        if (const char* bytes = std::getenv("DENOISE_EMULATED_MEMORY")) total = std::strtoull(bytes, nullptr, 10);
+    }
+};
+
+DeviceMemory& device_memory() {
+    static DeviceMemory memory;
+    return memory;
+}
+
+} // namespace
+
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-    *free = *total = size_t(1) << 34;
+    DeviceMemory& device = device_memory();
+    const std::lock_guard lock(device.mutex);
+    *total = device.total;
+    *free = device.total - device.used;
     return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
     *memory = nullptr;
+    DeviceMemory& device = device_memory();
+    const std::lock_guard lock(device.mutex);
     // 256 bytes are what a device aligns to.
-    if (bytes <= size_t(1) << 34 && posix_memalign(memory, 256, std::max<size_t>(bytes, 1)) == 0) return cudaSuccess;
-    return cudaErrorMemoryAllocation;
+    if (bytes > device.total - device.used || posix_memalign(memory, 256, std::max<size_t>(bytes, 1)) != 0) {
+        return cudaErrorMemoryAllocation;
+    }
+    device.given[*memory] = bytes;
+    device.used += bytes;
+    return cudaSuccess;
 }
 
 cudaError_t cudaFree(void* memory) {
+    if (!memory) return cudaSuccess;
+    DeviceMemory& device = device_memory();
+    const std::lock_guard lock(device.mutex);
+    const auto found = device.given.find(memory);
+    if (found == device.given.end()) return cudaErrorInvalidValue;
+    device.used -= found->second;
+    device.given.erase(found);
     std::free(memory);
     return cudaSuccess;
 }
 
-cudaError_t cudaMallocHost(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
-cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) { return cudaMalloc(memory, bytes); }
+
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
+    if (!stream->captured) return cudaFree(memory);
+    // A graph has it for as long as it may be launched.
+    stream->take([kept = std::shared_ptr<void>(memory, [](void* memory) { cudaFree(memory); })] {});
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
+    *pool = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+cudaError_t cudaDeviceGraphMemTrim(int) { return cudaSuccess; }
+
+cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+    return posix_memalign(memory, 4096, std::max<size_t>(bytes, 1)) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void* memory) {
+    std::free(memory);
+    return cudaSuccess;
+}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
     stream->take([=] {

@@ -131,7 +131,7 @@ template <class T> static void attend(const Call& call, const AttentionArgs& arg
 
 } // namespace denoise
 
-DENOISE_OP(attention) {
+DENOISE_WAYS(attention) {
     namespace op = schema::attention;
     const View q = call.view(op::q), k = call.view(op::k), v = call.view(op::v), bias = call.view(op::bias);
     const View out = call.view(op::out);
@@ -151,5 +151,7 @@ DENOISE_OP(attention) {
         args.out_strides[axis] = out.strides[axis];
     }
     for (int axis = 0; axis < 4; axis++) args.bias_strides[axis] = bias.strides[axis];
-    with_float(q.dtype, [&](auto zero) { attend<decltype(zero)>(call, args, heads); });
+    ways.push_back({"tiles of 16 queries", [=, &call] {
+                        with_float(q.dtype, [&](auto zero) { attend<decltype(zero)>(call, args, heads); });
+                    }});
 }

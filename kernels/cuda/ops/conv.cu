@@ -21,7 +21,7 @@ template <class T> struct ConvOperands {
 
 } // namespace denoise
 
-DENOISE_OP(conv) {
+DENOISE_WAYS(conv) {
     namespace op = schema::conv;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     if (out.length() == 0) return;
@@ -32,7 +32,7 @@ DENOISE_OP(conv) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         const ConvInput<T> input{shape, x.as<const T>(), call.view(op::cache).as<const T>()};
-        gemm<T>(call, ConvOperands<T>{input, weight.as<const T>(), count32(sizes.k)}, e, sizes);
+        add_tiles<T>(ways, call, ConvOperands<T>{input, weight.as<const T>(), count32(sizes.k)}, e, sizes);
     });
 }
 

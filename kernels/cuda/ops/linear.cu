@@ -20,7 +20,7 @@ template <class T> struct LinearOperands {
 
 } // namespace denoise
 
-DENOISE_OP(linear) {
+DENOISE_WAYS(linear) {
     namespace op = schema::linear;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
@@ -31,10 +31,11 @@ DENOISE_OP(linear) {
         if constexpr (sizeof(T) == 2) {
             const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
             const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, 16}}};
-            if (mma_gemm(call, product, e, out.dtype, {out.rows(), n, k, 1}, call.params[op::param_variant])) return;
+            add_mma(ways, call, product, e, out.dtype, {out.rows(), n, k, 1});
         }
+        if (!ways.empty()) return;
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
-        gemm<T>(call, operands, e, {out.rows(), n, k, 1});
+        add_tiles<T>(ways, call, operands, e, {out.rows(), n, k, 1});
     });
 }
 
@@ -107,6 +108,6 @@ DENOISE_OP(matmul) {
         using T = decltype(zero);
         const MatmulOperands<T> operands{a.as<const T>(), b.as<const T>(), RowMap(matrices(a)), RowMap(matrices(b)),
                                          a.stride(1), a.stride(0), b.stride(1), b.stride(0), count32(m)};
-        gemm<T>(call, operands, e, {m, n, k, out.rows() / m});
+        multiply_tiles<T, TILE_M>(call, operands, e, {m, n, k, out.rows() / m});
     });
 }

@@ -63,7 +63,7 @@ template <class T> struct IntegerConvOperands {
 
 } // namespace denoise
 
-DENOISE_OP(quantized_conv) {
+DENOISE_WAYS(quantized_conv) {
     namespace op = schema::quantized_conv;
     const View x = call.view(op::x), packed = call.view(op::weight), out = call.view(op::out), amax = call.view(op::amax);
     if (out.length() == 0) return;
@@ -74,8 +74,8 @@ DENOISE_OP(quantized_conv) {
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
         const ConvInput<T> input{shape, x.as<const T>(), call.view(op::cache).as<const T>()};
-        if (amax.present()) gemm<T>(call, IntegerConvOperands<T>{input, weight, amax.as<const float>()}, e, sizes);
-        else gemm<T>(call, FloatConvOperands<T>{input, weight}, e, sizes);
+        if (amax.present()) add_tiles<T>(ways, call, IntegerConvOperands<T>{input, weight, amax.as<const float>()}, e, sizes);
+        else add_tiles<T>(ways, call, FloatConvOperands<T>{input, weight}, e, sizes);
     });
 }
 

@@ -55,7 +55,7 @@ static Format packed_format(const Call& call, int format) {
 
 } // namespace denoise
 
-DENOISE_OP(quantized_linear) {
+DENOISE_WAYS(quantized_linear) {
     namespace op = schema::quantized_linear;
     const View x = call.view(op::x), packed = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
@@ -64,21 +64,19 @@ DENOISE_OP(quantized_linear) {
     const auto rows = schema::Rows(call.params[op::param_rows]);
     const Sizes sizes{out.rows(), n, k, 1};
     const QuantizedRows quantized(x, rows, k);
-    const QuantizedMultiply multiply{x, out, weight, e, sizes, call.params[op::param_variant]};
-    if (rows != schema::Rows::none) {
-        if (multiply_rows(call, multiply, quantized)) return;
-    } else if (x.dtype == schema::DType::bf16 ? multiply_bf16(call, multiply)
-                                              : x.dtype == schema::DType::f16 && multiply_f16(call, multiply)) {
-        return;
-    }
+    const QuantizedMultiply multiply{x, out, weight, e, sizes};
+    if (rows != schema::Rows::none) add_rows(ways, call, multiply, quantized);
+    else if (x.dtype == schema::DType::bf16) add_bf16(ways, call, multiply);
+    else if (x.dtype == schema::DType::f16) add_f16(ways, call, multiply);
+    if (!ways.empty()) return;
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
         switch (rows) {
         case schema::Rows::none:
-            return gemm<T>(call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
+            return add_tiles<T>(ways, call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
         case schema::Rows::e4m3:
-        case schema::Rows::e5m2: return gemm<T>(call, Fp8Operands{quantized, weight}, e, sizes);
-        default: return gemm<T>(call, IntegerOperands{quantized, weight}, e, sizes);
+        case schema::Rows::e5m2: return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
+        default: return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
         }
     });
 }

@@ -2,6 +2,6 @@
 
 #include "../quantized_linear_halves.cuh"
 
-bool denoise::multiply_bf16(const Call& call, const QuantizedMultiply& multiply) {
-    return multiply_halves<bf16>(call, multiply);
+void denoise::add_bf16(Ways& ways, const Call& call, const QuantizedMultiply& multiply) {
+    add_halves<bf16>(ways, call, multiply);
 }

@@ -2,6 +2,6 @@
 
 #include "../quantized_linear_halves.cuh"
 
-bool denoise::multiply_f16(const Call& call, const QuantizedMultiply& multiply) {
-    return multiply_halves<f16>(call, multiply);
+void denoise::add_f16(Ways& ways, const Call& call, const QuantizedMultiply& multiply) {
+    add_halves<f16>(ways, call, multiply);
 }

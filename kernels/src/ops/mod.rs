@@ -115,11 +115,12 @@ pub fn kernel(op: Op) -> &'static Kernel {
     }
 }
 
-/// In how many ways a kernel can cut its work: its parameter `variant` is below that, and 0 is a good guess.
-pub fn variants(op: Op) -> u32 {
+/// The ways in which a kernel can cut its work, by its parameter `variant`: 0 is a good guess, and what a variant beyond
+/// them means. None where there is but one.
+pub fn ways(op: Op) -> &'static [&'static str] {
     match op {
-        Op::Linear | Op::QuantizedLinear => crate::gemm::VARIANTS,
-        _ => 1,
+        Op::Linear | Op::QuantizedLinear => crate::gemm::WAYS,
+        _ => &[],
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn few(cx: &Cx, g: &Gemm, method: Method, w: &impl Panels, variant: u
     unsafe { stage(cx.level, g, method, rows, staged) };
     let panels = g.n.div_ceil(panel(cx.level));
     // Enough tasks of each thread to balance them.
-    let tasks = cx.pool.threads() * [8, 16, 4, 1][variant as usize % 4];
+    let tasks = cx.pool.threads() * [8, 16, 4, 1].get(variant as usize).copied().unwrap_or(8);
     let together = panels.div_ceil(tasks).max(1);
     cx.pool.run(panels.div_ceil(together), &|task, _| {
         let staged = &staged;
