@@ -4,7 +4,7 @@
 // Buffers that are only read are still taken as `&mut`: the generator knows no other kind.
 
 use crate::buffer::Buffer;
-use crate::cuda::Cuda;
+use crate::cuda::{self, Cuda};
 use crate::error::{Code, Error, Result};
 use crate::executor::Device;
 use crate::handles::{self, Object};
@@ -61,9 +61,9 @@ fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
 /// Writes a text into `out`, which must hold all of it; gives the length.
 fn write_text(text: &str, out: &mut [u8]) -> Result<u32> {
     let room = out.len();
-    let to = out.get_mut(..text.len()).ok_or_else(|| {
-        Error::new(Code::BadArgument, format!("A text of {} bytes does not fit {room}", text.len()))
-    })?;
+    let to = out
+        .get_mut(..text.len())
+        .ok_or_else(|| Error::new(Code::BadArgument, format!("A text of {} bytes does not fit {room}", text.len())))?;
     to.copy_from_slice(text.as_bytes());
     Ok(text.len() as u32)
 }
@@ -110,6 +110,12 @@ fn denoise_device_open(level: &mut [u8], threads: u32, error: &mut [u8]) -> u32 
         let level = Level::named(utf8(level, "level")?.trim_end_matches('\0'))?;
         handles::insert(Object::Device(Arc::new(Device::cpu(level, threads as usize)?)))
     })
+}
+
+/// Whether there is a CUDA driver.
+#[deno_bindgen]
+fn denoise_cuda_driver() -> u32 {
+    cuda::has_driver() as u32
 }
 
 /// Opens a device of a CUDA library by its number.
