@@ -35,8 +35,8 @@ template <int LANE, int UNITS> constexpr bool without_conflicts() {
     }
     return true;
 }
-static_assert(without_conflicts<16, 1>() && without_conflicts<16, 2>() && without_conflicts<8, 2>() &&
-                  without_conflicts<4, 2>(),
+static_assert(without_conflicts<16, 1>() && without_conflicts<16, 2>() && without_conflicts<8, 1>() &&
+                  without_conflicts<8, 2>() && without_conflicts<4, 2>(),
               "fragments are read without conflicts of banks");
 
 /// What follows from a product's constants.
@@ -46,6 +46,8 @@ template <class Product> struct Slab {
     static constexpr int UNIT = 4 * Product::CODES;                  // columns of K
     static constexpr int COLUMNS = Product::UNITS * UNIT;            // of K
     static constexpr int X_ROW = Product::UNITS * 4 * X_LANE;        // bytes
+    static constexpr int BESIDE = Product::UNITS * 4 * Product::BESIDE;
+    static_assert(BESIDE % 4 == 0, "what stands beside a column is copied by words");
     static_assert(!Product::GROUPED || UNIT == 32, "groups are of a multiple of 32 columns");
 
     /// Bytes of the weight that a lane reads of a unit.
@@ -79,16 +81,17 @@ using MediumTile = Tile<128, 128, 64, 64, 2>;
 using GroupedTile = Tile<128, 128, 64, 32, 1>;
 using LargeTile = Tile<128, 256, 64, 64, 1>;
 
-/// Shared memory of a block: a ring of stages, each x, weight, scales and words of zero points of
-/// a slab, or room to read on behind the weight; what the epilogue reads takes its place.
+/// Shared memory of a block: a ring of stages, each x, weight, what stands beside it, scales and
+/// words of zero points of a slab, or room to read on behind the weight; what the epilogue reads takes its place.
 template <class Product, class Tile> struct Ring {
     static constexpr uint32_t ROWS = Tile::ROWS * sizeof(const uint8_t*);
     static constexpr uint32_t WORDS = Product::GROUPED ? Product::UNITS * Tile::COLUMNS * 4 : 0;
-    uint32_t weight_at, scales_at, zeros_at, stage;
+    uint32_t weight_at, beside_at, scales_at, zeros_at, stage;
 
     __host__ __device__ explicit Ring(const Product& product)
         : weight_at(Tile::ROWS * Slab<Product>::X_ROW),
-          scales_at(weight_at + Tile::COLUMNS * Slab<Product>::weight_row(product)),
+          beside_at(weight_at + Tile::COLUMNS * Slab<Product>::weight_row(product)),
+          scales_at(beside_at + Tile::COLUMNS * Slab<Product>::BESIDE),
           zeros_at(scales_at + WORDS), stage(zeros_at + (has_zeros(product) ? WORDS : 16)) {}
     __host__ __device__ static bool has_zeros(const Product& product) {
         if constexpr (Product::GROUPED) return product.groups.zeros != nullptr;
@@ -228,10 +231,20 @@ template <class Product, class Tile> struct Fetch {
             const uint32_t piece = threadIdx.x + i * Tile::THREADS, at = piece % pieces * PIECE;
             const uint32_t within = piece / pieces, column = first_column + within;
             const uint64_t from = uint64_t(slab) * bytes + at;
-            const bool wanted = column < n && from < product.columns.row_bytes;
+            const bool wanted = column < n && from < product.columns.bytes;
             uint8_t* to = stage + ring.weight_at + S::weight_place(product, within, at / unit) + at % unit;
-            const uint8_t* codes = product.columns.codes;
-            copy_async<PIECE>(to, wanted ? codes + column * product.columns.row_bytes + from : codes, wanted);
+            copy_async<PIECE>(to, wanted ? product.columns.at(column) + from : product.columns.codes, wanted);
+        }
+        if constexpr (S::BESIDE > 0) {
+            constexpr int WORDS = S::BESIDE / 4;
+            DENOISE_UNROLL
+            for (int i = 0; i < Tile::COLUMNS * WORDS / Tile::THREADS; i++) {
+                const uint32_t word = threadIdx.x + i * Tile::THREADS, column = first_column + word / WORDS;
+                const uint64_t from = uint64_t(slab) * S::BESIDE + word % WORDS * 4;
+                const bool wanted = column < n && slab * S::COLUMNS < k;
+                const uint8_t* beside = product.columns.at(column) + product.columns.bytes + from;
+                copy_async<4>(stage + ring.beside_at + 4 * word, wanted ? beside : product.columns.codes, wanted);
+            }
         }
         if constexpr (Product::GROUPED) {
             DENOISE_UNROLL
@@ -330,7 +343,8 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::RESIDENT)
                     zero = int8_t(zeros[column] >> zero_shift);
                 }
                 const uint8_t* from = stage + ring.weight_at + S::weight_place(product, column, unit) + lane_at;
-                product.widen(product.load(from), zero, b);
+                const uint32_t beside = (column * Product::UNITS + unit) * 4 + lane % 4;
+                product.widen(product.load(from, stage + ring.beside_at + beside * Product::BESIDE), zero, b);
             };
             const auto scale = [&](int j, int column) {
                 const auto scales = reinterpret_cast<const float*>(stage + ring.scales_at) + unit * Tile::COLUMNS;
@@ -399,9 +413,10 @@ __global__ void __launch_bounds__(FewRows::THREADS, 2)
             const uint64_t at = uint64_t(first + i) * 4 + lane % 4;
             DENOISE_UNROLL
             for (int j = 0; j < WIDE; j++) {
-                const uint8_t* column = product.columns.codes + known(j * 8 + lane / 4) * product.columns.row_bytes;
+                const uint8_t* column = product.columns.at(known(j * 8 + lane / 4));
+                const uint8_t* beside = column + product.columns.bytes + at * Product::BESIDE;
                 const uint64_t from = at * S::weight_lane(product);
-                if (from < product.columns.row_bytes) raw[i][j] = product.load(column + from);
+                if (from < product.columns.bytes) raw[i][j] = product.load(column + from, beside);
             }
             DENOISE_UNROLL
             for (int below = 0; below < 2; below++) {
@@ -495,7 +510,8 @@ void add_mma(Ways& ways, const Call& call, const Product& product, const Epilogu
     const auto [m, n, k, batch] = sizes;
     const Columns& columns = product.columns;
     if (m == 0 || n == 0 || k == 0 || batch != 1 || m > INT32_MAX || n > 16 * MOST_BLOCKS || k > INT32_MAX) return;
-    if (!takes_rows(product.x.data, product.x.rows, k, Product::ELEMENT) || columns.row_bytes % Product::PIECE != 0 ||
+    if (!takes_rows(product.x.data, product.x.rows, k, Product::ELEMENT) || columns.step % Product::PIECE != 0 ||
+        columns.bytes % Product::PIECE != 0 || (Product::BESIDE > 0 && k % Slab<Product>::COLUMNS != 0) ||
         reinterpret_cast<uintptr_t>(columns.codes) % Product::PIECE != 0) {
         return;
     }

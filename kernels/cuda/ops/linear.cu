@@ -30,7 +30,7 @@ DENOISE_WAYS(linear) {
         using T = decltype(zero);
         if constexpr (sizeof(T) == 2) {
             const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
-            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, 16}}};
+            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, row_bytes, 16}}};
             add_mma(ways, call, product, e, out.dtype, {out.rows(), n, k, 1});
         }
         if (!ways.empty()) return;

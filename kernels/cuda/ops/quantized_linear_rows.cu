@@ -11,7 +11,10 @@ void denoise::add_rows(Ways& ways, const Call& call, const QuantizedMultiply& mu
     };
     switch (weight.format.kind) {
     case schema::Format::int8:
-        if (multiply.by_column()) add(Int8Product{{x, columns}, weight.scales});
+        if (multiply.by_column()) add(Int8Product{{{x, columns}, weight.scales}});
+        return;
+    case schema::Format::sparse_int8:
+        if (multiply.by_column()) add(SparseProduct{{{x, columns}, weight.scales}});
         return;
     case schema::Format::int4:
         if (multiply.by_group()) add(Int4Product{{x, columns}, Groups(weight)});
