@@ -1,7 +1,7 @@
 // `linear`, the packing of its weights, and `matmul`.
 
-#include "../gemm.cuh"
 #include "../hopper/ways.cuh"
+#include "../mma_gemm.cuh"
 
 namespace denoise {
 
@@ -31,7 +31,13 @@ DENOISE_WAYS(linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
-        hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
+        if constexpr (sizeof(T) == 2) {
+            const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
+            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, row_bytes, 16}}};
+            add_mma(ways, call, product, e, out.dtype, sizes);
+            hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
+        }
+        if (!ways.empty()) return;
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
         add_tiles<T>(ways, call, operands, e, sizes);
     });

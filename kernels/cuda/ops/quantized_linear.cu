@@ -1,7 +1,7 @@
 // `linear` by quantized weights, and their packing.
 
-#include "../gemm.cuh"
 #include "../hopper/ways.cuh"
+#include "../quantized_linear.cuh"
 
 namespace denoise {
 
@@ -82,22 +82,28 @@ DENOISE_WAYS(quantized_linear) {
     const auto rows = schema::Rows(call.params[op::param_rows]);
     const Sizes sizes{out.rows(), n, k, 1};
     const QuantizedRows quantized(x, rows, k);
+    const QuantizedMultiply multiply{x, out, weight, e, sizes};
+    if (rows != schema::Rows::none) add_rows(ways, call, multiply, quantized);
+    else if (x.dtype == schema::DType::bf16) add_bf16(ways, call, multiply);
+    else if (x.dtype == schema::DType::f16) add_f16(ways, call, multiply);
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
         const auto add_codes = [&](const auto& scaling) {
             hopper::add_codes<T>(ways, call, x, weight, scaling, e, sizes.m, n);
+            if (!ways.empty()) return;
             add_tiles<T>(ways, call, CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling}, e, sizes);
         };
+        if (weight.by_column() && rows != schema::Rows::none) {
+            if (weight.format.is_integer()) return add_codes(IntegerScaling{quantized, weight.scales, weight.sums});
+            return add_codes(Fp8Scaling{quantized, weight.scales});
+        }
+        if (!ways.empty()) return;
         switch (rows) {
         case schema::Rows::none:
             return add_tiles<T>(ways, call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
         case schema::Rows::e4m3:
-        case schema::Rows::e5m2:
-            if (weight.by_column()) return add_codes(Fp8Scaling{quantized, weight.scales});
-            return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
-        default:
-            if (weight.by_column()) return add_codes(IntegerScaling{quantized, weight.scales, weight.sums});
-            return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
+        case schema::Rows::e5m2: return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
+        default: return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
         }
     });
 }
