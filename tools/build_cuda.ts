@@ -194,7 +194,7 @@ async function sourcesIn(folder: string): Promise<string[]> {
 async function build(compiler: Compiler, jobs: number): Promise<void> {
   const { folder, library, link } = compiler;
   await Deno.mkdir(new URL(`build/${folder}`, cuda), { recursive: true });
-  const all = ["runtime.cu", ...compiler.sources, ...await sourcesIn("ops/")].sort().map((source) => ({
+  const all = ["cublaslt.cu", "runtime.cu", ...compiler.sources, ...await sourcesIn("ops/")].sort().map((source) => ({
     source,
     object: `build/${folder}/${source.replaceAll("/", "_")}.o`,
   }));

@@ -54,6 +54,9 @@ void copy_commit();
 /// Waits for all groups of this thread's copies but the last few.
 void copy_wait(unsigned last);
 
+/// Does something of the host's now, or adds it to the graph that the stream is captured into.
+void enqueue(struct Stream* stream, std::function<void()> work);
+
 /// Runs a kernel now, or adds it to the graph that the stream is captured into.
 void launch(struct Stream* stream, dim3 blocks, dim3 threads, size_t shared, std::function<void()> body);
 

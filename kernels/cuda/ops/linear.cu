@@ -1,5 +1,6 @@
 // `linear`, the packing of its weights, and `matmul`.
 
+#include "../cublaslt.cuh"
 #include "../hopper/ways.cuh"
 #include "../mma_gemm.cuh"
 
@@ -37,8 +38,11 @@ DENOISE_WAYS(linear) {
             add_mma(ways, call, product, e, out.dtype, sizes);
             hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
         }
-        if (!ways.empty()) return;
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
+        const LtMatrix rows{x.data, step_of(operands.x_rows, k)}, columns{weight.data, operands.inner};
+        const LtMultiply multiply{LT_TYPE<T>, LT_TYPE<T>, out.rows(), n, k, rows, columns, {}};
+        add_cublaslt<T>(ways, call, multiply, NoScaling{}, e);
+        if (!ways.empty()) return;
         add_tiles<T>(ways, call, operands, e, sizes);
     });
 }
