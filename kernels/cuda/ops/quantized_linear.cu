@@ -1,8 +1,8 @@
 // `linear` by quantized weights, and their packing.
 
 #include "../cublaslt.cuh"
-#include "../gemm.cuh"
 #include "../hopper/ways.cuh"
+#include "../quantized_linear.cuh"
 
 namespace denoise {
 
@@ -83,23 +83,35 @@ DENOISE_WAYS(quantized_linear) {
     const auto rows = schema::Rows(call.params[op::param_rows]);
     const Sizes sizes{out.rows(), n, k, 1};
     const QuantizedRows quantized(x, rows, k);
+    const QuantizedMultiply multiply{x, out, weight, e, sizes};
+    const auto add_own = [&] {
+        if (rows != schema::Rows::none) add_rows(ways, call, multiply, quantized);
+        else if (x.dtype == schema::DType::bf16) add_bf16(ways, call, multiply);
+        else if (x.dtype == schema::DType::f16) add_f16(ways, call, multiply);
+    };
+    // Of few rows, what reads the weight once is the first guess.
+    const bool few = sizes.m <= FEW_M;
+    if (few) add_own();
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
+        const auto add_others = [&](const auto& operands) {
+            if (!few) add_own();
+            if (ways.empty()) add_tiles<T>(ways, call, operands, e, sizes);
+        };
         const auto add_codes = [&](const auto& scaling) {
             hopper::add_codes<T>(ways, call, x, weight, scaling, e, sizes.m, n);
             add_cublaslt_codes<T>(ways, call, weight, scaling, e, sizes.m, n);
-            add_tiles<T>(ways, call, CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling}, e, sizes);
+            add_others(CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling});
         };
         switch (rows) {
-        case schema::Rows::none:
-            return add_tiles<T>(ways, call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
+        case schema::Rows::none: return add_others(WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight});
         case schema::Rows::e4m3:
         case schema::Rows::e5m2:
             if (weight.by_column()) return add_codes(Fp8Scaling{quantized, weight.scales});
-            return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
+            return add_others(Fp8Operands{quantized, weight});
         default:
             if (weight.by_column()) return add_codes(IntegerScaling{quantized, weight.scales, weight.sums});
-            return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
+            return add_others(IntegerOperands{quantized, weight});
         }
     });
 }
