@@ -15,7 +15,7 @@
 //   const uint8_t* x_row(row);
 //   Raw load(from, beside);                    // a lane's bytes of the weight
 //   void widen(raw, zero, b);                  // and these as fragments
-//   void multiply(part, a, b);                 // an instruction, or as many as it takes
+//   void multiply(part, a, b);                 // an instruction, or as many as it takes: a of the weight, b of x
 //   Row row(row);  float total(sum, column_sum, row, column);
 #pragma once
 
@@ -369,14 +369,14 @@ struct Fp8Product {
     __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const { as_they_are(raw, b); }
     /// A register of four codes is one of each of two registers of an instruction.
     __device__ void multiply(float (&part)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) const {
+        const auto weight = [&](uint32_t pair) { return weight_bits.widen<f16, true>(pair); };
         DENOISE_UNROLL
         for (int i = 0; i < 2; i++) {
-            const uint32_t row = a[2 * i], below = a[2 * i + 1];
-            const uint32_t halves[4] = {x_bits.widen<f16, true>(byte_pair<0>(row)), x_bits.widen<f16, true>(byte_pair<0>(below)),
-                                        x_bits.widen<f16, true>(byte_pair<1>(row)), x_bits.widen<f16, true>(byte_pair<1>(below))};
-            const uint32_t column[2] = {weight_bits.widen<f16, true>(byte_pair<0>(b[i])),
-                                        weight_bits.widen<f16, true>(byte_pair<1>(b[i]))};
-            mma_half<f16>(part, halves, column);
+            const uint32_t column = a[2 * i], below = a[2 * i + 1];
+            const uint32_t columns[4] = {weight(byte_pair<0>(column)), weight(byte_pair<0>(below)),
+                                         weight(byte_pair<1>(column)), weight(byte_pair<1>(below))};
+            const uint32_t row[2] = {x_bits.widen<f16, true>(byte_pair<0>(b[i])), x_bits.widen<f16, true>(byte_pair<1>(b[i]))};
+            mma_half<f16>(part, columns, row);
         }
     }
     __device__ float total(float sum, float, const QuantizedRow& row, uint32_t column) const {
