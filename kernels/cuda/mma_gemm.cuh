@@ -548,9 +548,6 @@ inline bool takes_rows(const void* data, const RowMap& rows, int64_t k, int64_t 
     return takes;
 }
 
-/// The most rows for which reading the weight once is the first guess.
-constexpr int64_t FEW_ROWS = FewRows::ROWS;
-
 /// Adds the ways for a product where its operands lie so that they can be copied in pieces, and sizes can be counted; the
 /// first guess is the largest tiles of which every multiprocessor gets one.
 template <class Product>
@@ -573,7 +570,7 @@ void add_mma(Ways& ways, const Call& call, const Product& product, const Epilogu
         return sizes.m > rows / 2 && tiles >= call.device.properties.multiProcessorCount;
     };
     using Medium = std::conditional_t<Product::GROUPED, GroupedTile, MediumTile>;
-    add("mma few rows", m <= FEW_ROWS, launch_few_rows<Product>);
+    add("mma few rows", m <= FEW_M, launch_few_rows<Product>);
     if constexpr (HAS_LARGE<Product>) {
         add("mma 128x256", fills(LargeTile::ROWS, LargeTile::COLUMNS), launch_tiles<Product, LargeTile>);
     }

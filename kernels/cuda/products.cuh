@@ -276,7 +276,6 @@ struct IntegerProduct {
     using Part = int32_t;
     using Row = QuantizedRow;
     static constexpr int ELEMENT = 1, PIECE = 16;
-    static constexpr bool COLUMN_SUMS = true;
     QuantizedRows x;
     Columns columns;
     __device__ const uint8_t* x_row(uint32_t row) const { return x.row(row); }
@@ -287,15 +286,17 @@ struct IntegerProduct {
     }
 };
 
-/// Rows of int8 by integers with a scale for each column.
+/// Rows of int8 by integers with a scale for each column, whose sums are packed with them.
 struct ScaledProduct : IntegerProduct {
     using Sum = int32_t;
+    using Row = IntegerScaling::Row;
     static constexpr int CODES = 16, UNITS = 1;
-    static constexpr bool GROUPED = false;
-    const float* scales;
-    __device__ float total(int32_t sum, int32_t column_sum, const QuantizedRow& row, uint32_t column) const {
-        const int32_t minus_sum = int32_t(0u - uint32_t(column_sum));
-        return float(multiply_add(sum, row.zero, minus_sum)) * scales[column] * row.scale;
+    static constexpr bool GROUPED = false, COLUMN_SUMS = false;
+    IntegerScaling scaling;
+    __device__ bool sums_columns() const { return false; }
+    __device__ Row row(uint32_t row) const { return scaling.row(row); }
+    __device__ float total(int32_t sum, int32_t, const Row& row, uint32_t column) const {
+        return IntegerScaling::number(sum, row, scaling.column(column));
     }
 };
 
@@ -332,7 +333,7 @@ struct SparseProduct : ScaledProduct {
 struct Int4Product : IntegerProduct {
     using Sum = float;
     static constexpr int CODES = 8, UNITS = 2, BITS = 4, BESIDE = 0;
-    static constexpr bool GROUPED = true;
+    static constexpr bool GROUPED = true, COLUMN_SUMS = true;
     Groups groups;
     using Raw = Words<1>;
     __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }

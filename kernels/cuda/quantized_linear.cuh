@@ -20,8 +20,6 @@ struct QuantizedMultiply {
         const bool sparse = weight.format.kind == schema::Format::sparse_int8;
         return {weight.codes, step, sparse ? uint64_t(sizes.k) / 2 : step, uint32_t(weight.format.bits())};
     }
-    /// Whether the weight has a scale for each column and nothing else.
-    bool by_column() const { return !weight.zeros && weight.format.group == uint32_t(sizes.k); }
     /// Whether a unit of a product with groups is of one group.
     bool by_group() const { return weight.format.group % 32 == 0; }
 };
