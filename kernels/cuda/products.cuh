@@ -15,7 +15,7 @@
 //   const uint8_t* x_row(row);
 //   Raw load(from, beside);                    // a lane's bytes of the weight
 //   void widen(raw, zero, b);                  // and these as fragments
-//   void multiply(part, a, b);                 // an instruction, or as many as it takes
+//   void multiply(part, a, b);                 // an instruction, or as many as it takes: a of the weight, b of x
 //   Row row(row);  float total(sum, column_sum, row, column);
 #pragma once
 
@@ -276,7 +276,6 @@ struct IntegerProduct {
     using Part = int32_t;
     using Row = QuantizedRow;
     static constexpr int ELEMENT = 1, PIECE = 16;
-    static constexpr bool COLUMN_SUMS = true;
     QuantizedRows x;
     Columns columns;
     __device__ const uint8_t* x_row(uint32_t row) const { return x.row(row); }
@@ -287,15 +286,17 @@ struct IntegerProduct {
     }
 };
 
-/// Rows of int8 by integers with a scale for each column.
+/// Rows of int8 by integers with a scale for each column, whose sums are packed with them.
 struct ScaledProduct : IntegerProduct {
     using Sum = int32_t;
+    using Row = IntegerScaling::Row;
     static constexpr int CODES = 16, UNITS = 1;
-    static constexpr bool GROUPED = false;
-    const float* scales;
-    __device__ float total(int32_t sum, int32_t column_sum, const QuantizedRow& row, uint32_t column) const {
-        const int32_t minus_sum = int32_t(0u - uint32_t(column_sum));
-        return float(multiply_add(sum, row.zero, minus_sum)) * scales[column] * row.scale;
+    static constexpr bool GROUPED = false, COLUMN_SUMS = false;
+    IntegerScaling scaling;
+    __device__ bool sums_columns() const { return false; }
+    __device__ Row row(uint32_t row) const { return scaling.row(row); }
+    __device__ float total(int32_t sum, int32_t, const Row& row, uint32_t column) const {
+        return IntegerScaling::number(sum, row, scaling.column(column));
     }
 };
 
@@ -332,7 +333,7 @@ struct SparseProduct : ScaledProduct {
 struct Int4Product : IntegerProduct {
     using Sum = float;
     static constexpr int CODES = 8, UNITS = 2, BITS = 4, BESIDE = 0;
-    static constexpr bool GROUPED = true;
+    static constexpr bool GROUPED = true, COLUMN_SUMS = true;
     Groups groups;
     using Raw = Words<1>;
     __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
@@ -369,14 +370,14 @@ struct Fp8Product {
     __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const { as_they_are(raw, b); }
     /// A register of four codes is one of each of two registers of an instruction.
     __device__ void multiply(float (&part)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) const {
+        const auto weight = [&](uint32_t pair) { return weight_bits.widen<f16, true>(pair); };
         DENOISE_UNROLL
         for (int i = 0; i < 2; i++) {
-            const uint32_t row = a[2 * i], below = a[2 * i + 1];
-            const uint32_t halves[4] = {x_bits.widen<f16, true>(byte_pair<0>(row)), x_bits.widen<f16, true>(byte_pair<0>(below)),
-                                        x_bits.widen<f16, true>(byte_pair<1>(row)), x_bits.widen<f16, true>(byte_pair<1>(below))};
-            const uint32_t column[2] = {weight_bits.widen<f16, true>(byte_pair<0>(b[i])),
-                                        weight_bits.widen<f16, true>(byte_pair<1>(b[i]))};
-            mma_half<f16>(part, halves, column);
+            const uint32_t column = a[2 * i], below = a[2 * i + 1];
+            const uint32_t columns[4] = {weight(byte_pair<0>(column)), weight(byte_pair<0>(below)),
+                                         weight(byte_pair<1>(column)), weight(byte_pair<1>(below))};
+            const uint32_t row[2] = {x_bits.widen<f16, true>(byte_pair<0>(b[i])), x_bits.widen<f16, true>(byte_pair<1>(b[i]))};
+            mma_half<f16>(part, columns, row);
         }
     }
     __device__ float total(float sum, float, const QuantizedRow& row, uint32_t column) const {

@@ -32,16 +32,22 @@ DENOISE_WAYS(linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
-        if constexpr (sizeof(T) == 2) {
-            const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
-            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, row_bytes, 16}}};
-            add_mma(ways, call, product, e, out.dtype, sizes);
-            hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
-        }
+        const auto add_own = [&] {
+            if constexpr (sizeof(T) == 2) {
+                const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
+                const Columns columns{weight.as<const uint8_t>(), row_bytes, row_bytes, 16};
+                add_mma(ways, call, DenseProduct<T>{{{x.as<const uint8_t>(), RowMap(x)}, columns}}, e, out.dtype, sizes);
+            }
+        };
+        // Of few rows, what reads the weight once is the first guess.
+        const bool few = sizes.m <= FEW_M;
+        if (few) add_own();
+        hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
         const LtMatrix rows{x.data, step_of(operands.x_rows, k)}, columns{weight.data, operands.inner};
         const LtMultiply multiply{LT_TYPE<T>, LT_TYPE<T>, sizes.m, n, k, rows, columns, {}};
         add_cublaslt<T>(ways, call, multiply, NoScaling{}, e);
+        if (!few) add_own();
         if (!ways.empty()) return;
         add_tiles<T>(ways, call, operands, e, sizes);
     });
