@@ -222,9 +222,9 @@ impl Cuda {
 
     fn entry(&self, op: Op) -> Result<&Entry> {
         let index = SPECS.iter().position(|spec| spec.op == op);
-        index.and_then(|index| self.library.ops[index].as_ref()).ok_or_else(|| {
-            unavailable(format!("The CUDA library has no kernel for {op:?}: run this part on the CPU"))
-        })
+        index
+            .and_then(|index| self.library.ops[index].as_ref())
+            .ok_or_else(|| unavailable(format!("The CUDA library has no kernel for {op:?}: run this part on the CPU")))
     }
 
     /// Queues one instruction; its operands lie in this device's memory.

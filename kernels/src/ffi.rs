@@ -61,9 +61,9 @@ fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
 /// Writes a text into `out`, which must hold all of it; gives the length.
 fn write_text(text: &str, out: &mut [u8]) -> Result<u32> {
     let room = out.len();
-    let to = out.get_mut(..text.len()).ok_or_else(|| {
-        Error::new(Code::BadArgument, format!("A text of {} bytes does not fit {room}", text.len()))
-    })?;
+    let to = out
+        .get_mut(..text.len())
+        .ok_or_else(|| Error::new(Code::BadArgument, format!("A text of {} bytes does not fit {room}", text.len())))?;
     to.copy_from_slice(text.as_bytes());
     Ok(text.len() as u32)
 }

@@ -41,6 +41,18 @@ void block_barrier();
 /// Hands in a word and waits for all lanes of the warp; gives their words. They stand until the next but one exchange.
 const uint64_t* warp_exchange(uint64_t word);
 
+/// Hands in what a lane has of an instruction of the whole warp, and waits for all 32: the last to come runs `together`
+/// over what each handed in, in the order of lanes.
+void warp_together(void* mine, void (*together)(void* const* lanes));
+
+/// Begins a copy into shared memory of `bytes`, of which `given` are read and the others are zero. Until it is waited for
+/// nothing useful stands there: neither what did before, nor what will.
+void copy_async(void* to, const void* from, unsigned bytes, unsigned given);
+/// Ends a group of copies of this thread.
+void copy_commit();
+/// Waits for all groups of this thread's copies but the last few.
+void copy_wait(unsigned last);
+
 /// Runs a kernel now, or adds it to the graph that the stream is captured into.
 void launch(struct Stream* stream, dim3 blocks, dim3 threads, size_t shared, std::function<void()> body);
 
@@ -81,6 +93,22 @@ inline float __uint_as_float(unsigned bits) {
     float x;
     std::memcpy(&x, &bits, 4);
     return x;
+}
+
+/// Four bytes of eight, each named by four bits.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned places) {
+    const uint64_t both = uint64_t(high) << 32 | low;
+    unsigned bytes = 0;
+    for (int i = 0; i < 4; i++) bytes |= unsigned(both >> (8 * (places >> (4 * i) & 7)) & 255) << (8 * i);
+    return bytes;
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
+}
+/// A sum and the products of four signed bytes each; it wraps around.
+inline int __dp4a(int a, int b, int sum) {
+    for (int i = 0; i < 32; i += 8) sum = int(unsigned(sum) + unsigned(int8_t(a >> i) * int8_t(b >> i)));
+    return sum;
 }
 
 // Blocks run one after another and fibers change only where they wait, so that plain operations are atomic.

@@ -89,16 +89,27 @@ void prepare(Context& context, unsigned char* memory, void (*entry)()) {
 
 enum class State : unsigned char { ready, at_block, at_warp, done };
 
+/// A copy that is under way, and what it brings.
+struct Copy {
+    unsigned char* to;
+    unsigned bytes;
+    unsigned char data[16];
+};
+
 struct Fiber {
     Context context;
     State state = State::done;
     unsigned turn = 0; // which half of the warp's words is being exchanged
+    std::vector<Copy> copies; // under way, in order
+    std::vector<size_t> groups; // how many of the copies there were at the end of each group
     void* fake = nullptr; // the address sanitizer's
 };
 
 struct Warp {
     unsigned arrived = 0;
     uint64_t words[2][32];
+    void* parts[32];
+    void (*together)(void* const*) = nullptr; // of the instruction that lanes wait in
 };
 
 /// All fibers of an operating-system thread, which run one block at a time.
@@ -109,6 +120,7 @@ struct Scheduler {
     Warp warps[MOST_THREADS / 32];
     Context home;
     const std::function<void()>* body = nullptr;
+    const char* fault = nullptr; // what a thread did that no device takes
     unsigned threads = 0, current = 0, arrived = 0, left = 0;
     const void* home_stack = nullptr;
     size_t home_size = 0;
@@ -147,6 +159,48 @@ struct Scheduler {
 #endif
     }
 
+    /// Ends the launch: the thread that runs is not come back to.
+    [[noreturn]] void fail(const char* what) {
+        fault = what;
+        yield();
+        std::abort();
+    }
+
+    /// Ends a launch that cannot go on. The stacks are abandoned: what stands there is made anew.
+    [[noreturn]] void abandon(const char* what) {
+        for (unsigned i = 0; i < MOST_THREADS; i++) {
+            prepare(fibers[i].context, stacks + i * STACK, work);
+            fibers[i].copies.clear();
+            fibers[i].groups.clear();
+        }
+        fault = nullptr;
+        throw std::runtime_error(what);
+    }
+
+    /// The warp of the thread that runs, and its lanes.
+    Warp& warp(unsigned& first, unsigned& lanes) {
+        first = current / 32 * 32;
+        lanes = std::min(32u, threads - first);
+        return warps[first / 32];
+    }
+
+    /// Waits for the lanes of a warp; gives whether this one was the last.
+    bool last_of_warp(Warp& warp, unsigned lanes, void (*together)(void* const*)) {
+        if (warp.arrived == 0) warp.together = together;
+        if (warp.together != together) fail("The lanes of a warp meet in different instructions");
+        if (++warp.arrived == lanes) return true;
+        fibers[current].state = State::at_warp;
+        yield();
+        return false;
+    }
+    void go_on(Warp& warp, unsigned first, unsigned lanes) {
+        warp.arrived = 0;
+        for (unsigned i = first; i < first + lanes; i++) {
+            if (fibers[i].state == State::at_warp) fibers[i].state = State::ready;
+        }
+    }
+
+    static void work();
     void block(dim3 shape, bool backwards);
 };
 
@@ -156,13 +210,15 @@ Scheduler& scheduler() {
 }
 
 /// What a fiber does: the kernel, for one block after another.
-void work() {
+void Scheduler::work() {
     Scheduler& s = scheduler();
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &s.home_stack, &s.home_size);
 #endif
     for (;;) {
         (*s.body)();
+        if (!s.fibers[s.current].copies.empty()) s.fail("A thread ends with copies under way that it did not wait for");
+        s.fibers[s.current].groups.clear();
         s.fibers[s.current].state = State::done;
         s.left--;
         s.yield();
@@ -189,14 +245,13 @@ void Scheduler::block(dim3 shape, bool backwards) {
                     const unsigned index = first + (backwards ? lanes - 1 - i : i);
                     if (fibers[index].state != State::ready) continue;
                     resume(index, shape);
+                    if (fault) abandon(fault);
                     again = moved = true;
                 }
             }
         }
         if (left > 0 && !moved) {
-            // Their stacks are abandoned: what stands there is made anew.
-            for (unsigned i = 0; i < MOST_THREADS; i++) prepare(fibers[i].context, stacks + i * STACK, work);
-            throw std::runtime_error("The threads of a block wait for one that never comes: a barrier that only some reach");
+            abandon("The threads of a block wait for one that never comes: a barrier that only some reach");
         }
     }
 }
@@ -218,22 +273,56 @@ void block_barrier() {
 
 const uint64_t* warp_exchange(uint64_t word) {
     Scheduler& s = scheduler();
+    unsigned first, lanes;
+    Warp& warp = s.warp(first, lanes);
     Fiber& fiber = s.fibers[s.current];
-    const unsigned first = s.current / 32 * 32, lanes = std::min(32u, s.threads - first);
-    Warp& warp = s.warps[first / 32];
     uint64_t* words = warp.words[fiber.turn];
     fiber.turn ^= 1;
     words[s.current % 32] = word;
-    if (++warp.arrived < lanes) {
-        fiber.state = State::at_warp;
-        s.yield();
-        return words;
-    }
-    warp.arrived = 0;
-    for (unsigned i = first; i < first + lanes; i++) {
-        if (s.fibers[i].state == State::at_warp) s.fibers[i].state = State::ready;
-    }
+    if (s.last_of_warp(warp, lanes, nullptr)) s.go_on(warp, first, lanes);
     return words;
+}
+
+void warp_together(void* mine, void (*together)(void* const*)) {
+    Scheduler& s = scheduler();
+    unsigned first, lanes;
+    Warp& warp = s.warp(first, lanes);
+    if (lanes < 32) s.fail("An instruction of a whole warp in one of fewer lanes");
+    warp.parts[s.current % 32] = mine;
+    if (!s.last_of_warp(warp, lanes, together)) return;
+    together(warp.parts);
+    s.go_on(warp, first, lanes);
+}
+
+void copy_async(void* to, const void* from, unsigned bytes, unsigned given) {
+    Scheduler& s = scheduler();
+    const auto shared = reinterpret_cast<uintptr_t>(s.shared.get()), at = reinterpret_cast<uintptr_t>(to);
+    if (bytes != 4 && bytes != 8 && bytes != 16) s.fail("An asynchronous copy of other than 4, 8 or 16 bytes");
+    if (at % bytes != 0 || (given > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
+        s.fail("An asynchronous copy at an address that is no multiple of its bytes");
+    }
+    if (at < shared || at + bytes > shared + MOST_SHARED) s.fail("An asynchronous copy to other than shared memory");
+    if (given > bytes) s.fail("An asynchronous copy of more than its bytes");
+    Copy copy{static_cast<unsigned char*>(to), bytes, {}};
+    if (given > 0) std::memcpy(copy.data, from, given);
+    // A device may write at once, or when it is waited for: who counts on either sees this.
+    std::memset(to, 0xff, bytes);
+    s.fibers[s.current].copies.push_back(copy);
+}
+
+void copy_commit() {
+    Fiber& fiber = scheduler().fibers[scheduler().current];
+    fiber.groups.push_back(fiber.copies.size());
+}
+
+void copy_wait(unsigned last) {
+    Fiber& fiber = scheduler().fibers[scheduler().current];
+    if (fiber.groups.size() <= last) return;
+    const size_t whole = fiber.groups.size() - last, done = fiber.groups[whole - 1];
+    for (size_t i = 0; i < done; i++) std::memcpy(fiber.copies[i].to, fiber.copies[i].data, fiber.copies[i].bytes);
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + ptrdiff_t(done));
+    fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + ptrdiff_t(whole));
+    for (size_t& group : fiber.groups) group -= done;
 }
 
 /// A stream: what it is given is done at once, or kept while a graph is captured.
@@ -256,7 +345,7 @@ static void run(dim3 blocks, dim3 threads, size_t shared, const std::function<vo
     }
     s.body = &body;
     for (unsigned i = 0; i < s.threads; i++) {
-        if (s.fibers[i].state == State::done) prepare(s.fibers[i].context, s.stacks + i * STACK, work);
+        if (s.fibers[i].state == State::done) prepare(s.fibers[i].context, s.stacks + i * STACK, Scheduler::work);
     }
     // At the end of the memory, so that a kernel that uses more than it asked for is seen by a sanitizer.
     place.shared = s.shared.get() + ((MOST_SHARED - shared) & ~size_t(127));
