@@ -84,7 +84,7 @@ fn params_of(c: &Case, way: u32) -> [u32; 3] {
     [c.scale.to_bits(), c.causal as u32, way]
 }
 
-/// Levels and the ways that each has at most; what a call lacks is its first.
+/// Levels and ways of each; one that a call lacks is its first.
 fn ways() -> Vec<(Level, u32)> {
     let ways = |level| if level == Level::CudaEmulated { 0..WAYS } else { 0..1 };
     levels().into_iter().flat_map(|level| ways(level).map(move |way| (level, way))).collect()
@@ -114,7 +114,7 @@ fn check_inputs(what: &str, c: &Case, inputs: &[Option<Tensor>]) {
     }
 }
 
-/// The most ways that the CUDA library has for a call.
+/// The CUDA library's ways by tensor cores; the plain one is the first where those do not take a call.
 const WAYS: u32 = 2;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];

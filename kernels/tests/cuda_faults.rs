@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A source, the object that the build makes of it, what stands in the source, and the fault.
-const FAULTS: [(&str, &str, &str, &str); 7] = [
+const FAULTS: [(&str, &str, &str, &str); 9] = [
     ("ops/norm.cu", "layer norm without its shift", "if (shift->data)", "if (false)"),
     ("ops/linear.cu", "an epilogue that adds the gate", "y *= e.gate.at<T>", "y += e.gate.at<T>"),
     (
@@ -30,6 +30,18 @@ const FAULTS: [(&str, &str, &str, &str); 7] = [
         "copy_wait<0>();\n        __syncthreads();\n        v.template",
         "__syncthreads();\n        v.template",
     ),
+    (
+        "ops/attention.cu",
+        "keys whose place is taken before they are read",
+        "barrier_wait(&barriers.k_empty[stage], round(tile) ^ 1);",
+        "",
+    ),
+    (
+        "ops/attention.cu",
+        "scores that are read before they are there",
+        "wgmma_wait<1>(scores)",
+        "wgmma_wait<2>(scores)",
+    ),
     ("ops/softmax.cu", "a warp that loses a lane", "for (int mask = 16;", "for (int mask = 8;"),
 ];
 
@@ -44,9 +56,11 @@ fn conformance() {
     conform("faults", Op::LayerNorm, &inputs, &Tensor::padded(DType::F32, &[3, 70], 1), &[1e-6f32.to_bits(), 0]);
     conform("faults", Op::Softmax, &[Some(x.clone())], &Tensor::empty(DType::F32, &[3, 70]), &[]);
     let mut heads = |tokens| Some(Tensor::empty(DType::BF16, &[1, 2, tokens, 40]).random(&mut rng, 2.0));
-    let inputs = [heads(70), heads(150), heads(150), None];
+    let inputs = [heads(70), heads(300), heads(300), None];
     let out = Tensor::empty(DType::BF16, &[1, 2, 70, 40]);
-    conform("faults", Op::Attention, &inputs, &out, &[0.2f32.to_bits(), 0, 0]);
+    for way in 0..2 {
+        conform("faults", Op::Attention, &inputs, &out, &[0.2f32.to_bits(), 0, way]);
+    }
     let weight = Tensor::empty(DType::F32, &[90, 70]).random(&mut rng, 1.0);
     let gate = Tensor::empty(DType::F32, &[90]).random(&mut rng, 1.0);
     let prepare = |level: Level, pool: &Pool| {

@@ -1,5 +1,5 @@
 // softmax(scale * q k^T + bias) v with a running softmax: scores are never stored beyond a tile of keys. There are several
-// ways: by tensor cores, for what they take (attention_mma.cuh), and for all else the plain one here.
+// ways: by tensor cores, for what they take (attention_mma.cuh, attention_hopper.cuh), and for all else the plain one here.
 //
 // Of the plain one, a block takes 16 queries of a head, a warp four of them. Keys come in tiles of 32, one a lane: its
 // score of each of the warp's queries is that lane's alone, maxima and sums run across the warp. Of the values each lane
@@ -7,6 +7,7 @@
 //
 // A query that sees no key (all its biases -inf, or causal with fewer keys than queries) gets zeros, as in PyTorch.
 
+#include "../attention_hopper.cuh"
 #include "../attention_mma.cuh"
 #include "../rows.cuh"
 
@@ -130,13 +131,21 @@ static bool for_tensor_cores(const AttentionArgs& args, schema::DType dtype) {
     return true;
 }
 
-static bool for_mma(const Call& call, const AttentionArgs& args, schema::DType dtype) {
-    return call.device.properties.major >= 8 && for_tensor_cores(args, dtype);
-}
-
 static void attend_mma(const Call& call, const AttentionArgs& args, schema::DType dtype, int64_t heads) {
     if (dtype == schema::DType::bf16) attention_mma::attend<bf16>(call, args, heads);
     else attention_mma::attend<f16>(call, args, heads);
+}
+
+/// Maps of the operands, where Hopper's copies take them.
+static bool make_maps(attention_hopper::Args& args, schema::DType dtype, int64_t heads) {
+    const AttentionArgs& a = args.attention;
+    const auto make = [&](TensorMap& map, const void* data, const int64_t (&strides)[3], uint32_t tokens, int rows) {
+        const int64_t sizes[] = {heads / a.heads, a.heads, tokens, a.width};
+        return make_map(map, data, dtype, sizes, strides, uint32_t(rows));
+    };
+    return make(args.q, a.q, a.q_strides, a.queries, attention_hopper::QUERIES) &&
+           make(args.k, a.k, a.k_strides, a.keys, attention_hopper::KEYS) &&
+           make(args.v, a.v, a.v_strides, a.keys, attention_hopper::KEYS);
 }
 
 } // namespace denoise
@@ -164,7 +173,15 @@ DENOISE_WAYS(attention) {
     const auto add = [&](const char* name, auto attend) {
         ways.push_back({name, [=, &call] { attend(call, args, q.dtype, heads); }});
     };
-    if (for_mma(call, args, q.dtype)) add("tensor cores, 128 queries", attend_mma);
+    const bool tensor_cores = for_tensor_cores(args, q.dtype);
+    attention_hopper::Args hopper{args, {}, {}, {}};
+    if (tensor_cores && call.device.properties.major == 9 && make_maps(hopper, q.dtype, heads)) {
+        ways.push_back({"warpgroups", [=, &call] {
+                            if (q.dtype == schema::DType::bf16) attention_hopper::attend<bf16>(call, hopper, heads);
+                            else attention_hopper::attend<f16>(call, hopper, heads);
+                        }});
+    }
+    if (tensor_cores && call.device.properties.major >= 8) add("warps", attend_mma);
     if (args.width <= MOST_WIDTH) add("tiles of 16 queries", attend);
     if (ways.empty()) {
         throw Failure{Code::unavailable, "This device's attention takes heads of at most " + std::to_string(MOST_WIDTH) +
