@@ -18,6 +18,7 @@ export const SYMBOLS = {
     "result": "u32",
     "nonblocking": false,
   },
+  "denoise_cuda_driver": { "parameters": [], "result": "u32", "nonblocking": false },
   "denoise_cuda_open": {
     "parameters": ["buffer", "usize", "u32", "buffer", "usize"],
     "result": "u32",

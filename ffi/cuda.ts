@@ -7,7 +7,7 @@
 import { fileURLToPath } from "node:url";
 import { NativeError } from "../lib/errors.ts";
 import { environment } from "./environment.ts";
-import { buildRecord, libraryHash } from "./library.ts";
+import { buildRecord, libraryHash, loadLibrary } from "./library.ts";
 
 /** A CUDA library: for devices, or the emulated one, which runs kernels thread by thread on the host. */
 export type CudaKind = "cuda" | "cuda-emulated";
@@ -36,9 +36,22 @@ export function builtCudaLibrary(kind: CudaKind): string | undefined {
   return url.protocol === "file:" ? fileURLToPath(url) : undefined;
 }
 
+const namedCudaLibrary = (kind: CudaKind) => kind === "cuda" ? environment("DENOISE_CUDA_LIBRARY") : undefined;
+
 /**
- * The CUDA library to open: for devices the one named in `DENOISE_CUDA_LIBRARY`, else the one that was built here. Its
- * hash is checked, as a truncated one would crash the process.
+ * What a CUDA library was built from, without a look at the library itself.
+ *
+ * @param kind Which.
+ * @returns The SHA-256; `undefined` where there is none.
+ */
+export async function cudaSources(kind: CudaKind): Promise<string | undefined> {
+  const path = namedCudaLibrary(kind) ?? builtCudaLibrary(kind);
+  return path === undefined ? undefined : (await buildRecord(path))?.sources;
+}
+
+/**
+ * The CUDA library to open: for devices the one named in `DENOISE_CUDA_LIBRARY`, else, where there is a driver, the one
+ * that was built here. Its hash is checked, as a truncated one would crash the process.
  *
  * @param kind Which.
  * @returns The library.
@@ -46,7 +59,11 @@ export function builtCudaLibrary(kind: CudaKind): string | undefined {
  */
 export async function findCudaLibrary(kind: CudaKind): Promise<CudaLibrary> {
   const { task } = BUILT[kind];
-  const path = (kind === "cuda" ? environment("DENOISE_CUDA_LIBRARY") : undefined) ?? builtCudaLibrary(kind);
+  const named = namedCudaLibrary(kind);
+  if (kind === "cuda" && named === undefined && (await loadLibrary()).symbols.denoise_cuda_driver() === 0) {
+    throw new NativeError("unavailable", "Cannot run on cuda as there is no CUDA driver: install NVIDIA's");
+  }
+  const path = named ?? builtCudaLibrary(kind);
   const [hash, record] = path === undefined
     ? [undefined, undefined]
     : await Promise.all([libraryHash(path), buildRecord(path)]);

@@ -36,14 +36,20 @@ struct Epilogue {
     static Operand2d absent() { return Operand2d(View{}); }
 };
 
-/// The result of a sum. Gate, residual and result are of T.
-template <class T> __device__ float epilogue(const Epilogue& e, float sum, uint32_t row, uint32_t column) {
-    float y = e.alpha * sum;
-    if (e.bias) y += e.bias[column];
-    y = activate(e.activation, y);
-    if (e.gate.data) y *= e.gate.at<T>(row, column);
-    if (e.residual.data) y += e.residual.at<T>(row, column);
+/// The result of a sum, given what its place has of bias, gate and residual.
+__device__ inline float epilogue(const Epilogue& e, float sum, float bias, float gate, float residual) {
+    float y = activate(e.activation, e.alpha * sum + bias);
+    if (e.gate.data) y *= gate;
+    if (e.residual.data) y += residual;
     return y;
+}
+
+/// The same, which finds them. Gate, residual and result are of T.
+template <class T> __device__ float epilogue(const Epilogue& e, float sum, uint32_t row, uint32_t column) {
+    const float bias = e.bias ? e.bias[column] : 0.0f;
+    const float gate = e.gate.data ? e.gate.at<T>(row, column) : 1.0f;
+    const float residual = e.residual.data ? e.residual.at<T>(row, column) : 0.0f;
+    return epilogue(e, sum, bias, gate, residual);
 }
 
 /// Writes the result of a sum.

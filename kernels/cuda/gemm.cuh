@@ -11,6 +11,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "mma.cuh"
 
 namespace denoise {
 
@@ -18,12 +19,6 @@ namespace denoise {
 struct Sizes {
     int64_t m, n, k, batch;
 };
-
-__device__ inline float multiply_add(float sum, float a, float b) { return sum + a * b; }
-/// Wraps around, as the zero point of a row may be any number.
-__device__ inline int32_t multiply_add(int32_t sum, int32_t a, int32_t b) {
-    return int32_t(uint32_t(sum) + uint32_t(a) * uint32_t(b));
-}
 
 constexpr int TILE_N = 64, TILE_K = 16;
 /// Rows of a tile, where there are many and where there are few.

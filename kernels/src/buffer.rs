@@ -185,6 +185,14 @@ impl Buffer {
         }
     }
 
+    /// Has the system begin to read what is mapped.
+    pub fn prefetch(&self) {
+        #[cfg(unix)]
+        if let Buffer::Mapped(mapped) = self {
+            let _ = mapped.file.advise_range(memmap2::Advice::WillNeed, mapped.offset, mapped.len);
+        }
+    }
+
     /// Copies bytes in.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         if !self.writable() {

@@ -89,6 +89,7 @@ functions! {
     captured: fn(RawDevice, *mut *mut c_void, *mut RawError) -> i32;
     replay: fn(RawDevice, *mut c_void, *mut RawError) -> i32;
     forget: fn(RawDevice, *mut c_void);
+    hold: fn(RawDevice, u32, *mut RawError) -> i32;
     mark: fn(RawDevice, u32, *mut RawError) -> i32;
     seconds: fn(RawDevice, u32, *mut f64, *mut RawError) -> i32;
 }
@@ -140,6 +141,11 @@ struct Entry {
     ways: Option<NameWays>,
 }
 
+/// Whether there is a CUDA driver, which is looked for before anything of a library for devices is read.
+pub fn has_driver() -> bool {
+    open_library(Path::new("libcuda.so.1")).is_ok()
+}
+
 /// An open library. It stays open for as long as the process lives: a driver's threads may run in it.
 pub struct Library {
     functions: Functions,
@@ -189,6 +195,9 @@ impl Library {
     }
 }
 
+/// What who calls the library for a device holds.
+type Lock<'a> = std::sync::MutexGuard<'a, ()>;
+
 /// A device of the library.
 pub struct Cuda {
     library: Arc<Library>,
@@ -216,7 +225,7 @@ impl Cuda {
         Ok(Arc::new(Self { library, raw, lock: Mutex::new(()) }))
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, ()> {
+    fn locked(&self) -> Lock<'_> {
         self.lock.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -229,7 +238,11 @@ impl Cuda {
 
     /// Queues one instruction; its operands lie in this device's memory.
     pub fn queue(&self, op: Op, operands: &[Option<View>], params: &[u32]) -> Result<()> {
-        let _lock = self.locked();
+        self.queue_under(&self.locked(), op, operands, params)
+    }
+
+    /// The same for who holds the lock.
+    fn queue_under(&self, _: &Lock, op: Op, operands: &[Option<View>], params: &[u32]) -> Result<()> {
         let run = self.entry(op)?.run;
         let raw = RawOperand::all(operands);
         call(|error| unsafe { run(self.raw, raw.as_ptr(), params.as_ptr(), error) })
@@ -366,10 +379,12 @@ struct Recorded {
     staged: Vec<Option<Memory>>,
     /// Its calls over that memory; `None` before the second run.
     graph: Option<*mut c_void>,
+    /// When it ran last, counted in runs.
+    ran: u64,
 }
 
-/// Programs that a device keeps graphs of.
-const GRAPHS: usize = 16;
+/// Programs that a device knows something of.
+const MOST_RECORDED: usize = 64;
 
 /// Writes an instruction's operands with their addresses, given those of the program's buffers.
 pub type Bind<'a> = &'a dyn Fn(usize, &[*mut u8], &mut Vec<Option<View>>);
@@ -381,6 +396,7 @@ pub struct Runner {
     cuda: Arc<Cuda>,
     arena: Option<Memory>,
     recorded: HashMap<u64, Recorded>,
+    runs: u64,
 }
 
 // A graph is touched by who holds the runner.
@@ -395,7 +411,7 @@ impl Drop for Runner {
 impl Runner {
     /// A runner of a device.
     pub fn new(cuda: Arc<Cuda>) -> Self {
-        Self { cuda, arena: None, recorded: HashMap::new() }
+        Self { cuda, arena: None, recorded: HashMap::new(), runs: 0 }
     }
 
     fn forget(&mut self) {
@@ -411,13 +427,28 @@ impl Runner {
         }
     }
 
+    /// Makes room for one more: of programs that ran but once, as those of constants do, else of all, the one that ran
+    /// longest ago goes.
+    fn make_room(&mut self) {
+        if self.recorded.len() < MOST_RECORDED {
+            return;
+        }
+        let oldest = self.recorded.iter().min_by_key(|(_, recorded)| (recorded.graph.is_some(), recorded.ran));
+        let Some(id) = oldest.map(|(&id, _)| id) else { return };
+        if let Some(mut recorded) = self.recorded.remove(&id) {
+            self.forget_graph(&mut recorded);
+        }
+    }
+
     /// Gets the arena of a program ready; gives its address.
     pub fn arena(&mut self, bytes: usize) -> Result<*mut u8> {
         if self.arena.as_ref().is_none_or(|arena| arena.len() < bytes) {
             // The old one first, so that both need never be there.
             self.forget();
             self.arena = None;
-            self.arena = Some(Memory::new(&self.cuda, bytes)?);
+            let arena = Memory::new(&self.cuda, bytes)
+                .map_err(|e| Error::new(e.code, format!("A program's working memory: {}", e.message)))?;
+            self.arena = Some(arena);
         }
         Ok(self.arena.as_ref().map_or(std::ptr::null_mut(), Memory::ptr))
     }
@@ -429,21 +460,21 @@ impl Runner {
             return self.timed(program, &|index, views| bind(index, &places, views), times);
         }
         let ids: Vec<u64> = memory.iter().map(|memory| memory.id).collect();
+        self.runs += 1;
+        let ran = self.runs;
         let Some(mut recorded) = self.recorded.remove(&program.id) else {
-            if self.recorded.len() >= GRAPHS {
-                self.forget();
-            }
+            self.make_room();
             let staged = memory.iter().map(|_| None).collect();
-            self.recorded.insert(program.id, Recorded { ids, staged, graph: None });
+            self.recorded.insert(program.id, Recorded { ids, staged, graph: None, ran });
             self.queue(program, &|index, views| bind(index, &places, views))?;
             return self.cuda.synchronize();
         };
-        let ran = self.replay(program, memory, bind, &mut recorded);
-        match &ran {
-            Ok(()) => drop(self.recorded.insert(program.id, Recorded { ids, ..recorded })),
+        let result = self.replay(program, memory, bind, &mut recorded);
+        match &result {
+            Ok(()) => drop(self.recorded.insert(program.id, Recorded { ids, ran, ..recorded })),
             Err(_) => self.forget_graph(&mut recorded),
         }
-        ran
+        result
     }
 
     /// Runs a program by its graph, which is made anew where memory changed that was the same so far.
@@ -490,24 +521,29 @@ impl Runner {
         call(|error| unsafe { (self.cuda.library.functions.duplicate)(self.cuda.raw, to, from, bytes as u64, error) })
     }
 
+    /// Queues a program, with nothing of another thread's in between.
     fn queue(&self, program: &Program, views: Views) -> Result<()> {
-        (0..program.instructions.len()).try_for_each(|index| self.queue_one(program, index, views))
+        let lock = self.cuda.locked();
+        (0..program.instructions.len()).try_for_each(|index| self.queue_one(&lock, program, index, views))
     }
 
-    fn queue_one(&self, program: &Program, index: usize, views: Views) -> Result<()> {
+    fn queue_one(&self, lock: &Lock, program: &Program, index: usize, views: Views) -> Result<()> {
         let instruction = &program.instructions[index];
         let mut operands = Vec::new();
         views(index, &mut operands);
         self.cuda
-            .queue(instruction.op, &operands, &instruction.params)
+            .queue_under(lock, instruction.op, &operands, &instruction.params)
             .map_err(|e| Error::new(e.code, format!("Kernel {index} ({:?}): {}", instruction.op, e.message)))
     }
 
     fn capture(&self, program: &Program, views: Views) -> Result<*mut c_void> {
         let functions = &self.cuda.library.functions;
         let raw = self.cuda.raw;
+        // All of it under the lock: what another thread queued meanwhile would be captured, too.
+        let lock = self.cuda.locked();
         call(|error| unsafe { (functions.capture)(raw, error) })?;
-        if let Err(error) = self.queue(program, views) {
+        let queued = (0..program.instructions.len()).try_for_each(|index| self.queue_one(&lock, program, index, views));
+        if let Err(error) = queued {
             // The stream must not stay as it is; the first error is the one to tell.
             let _ = call(|error| unsafe { (functions.captured)(raw, std::ptr::null_mut(), error) });
             return Err(error);
@@ -521,11 +557,17 @@ impl Runner {
     fn timed(&self, program: &Program, views: Views, times: &mut [f64]) -> Result<()> {
         let functions = &self.cuda.library.functions;
         let mark = |index: usize| call(|error| unsafe { (functions.mark)(self.cuda.raw, index as u32, error) });
-        for index in 0..program.instructions.len() {
-            mark(index)?;
-            self.queue_one(program, index, views)?;
+        let count = program.instructions.len();
+        {
+            let lock = self.cuda.locked();
+            // The device waits until the queue is ahead of it: a kernel's time is not that of its queueing.
+            call(|error| unsafe { (functions.hold)(self.cuda.raw, count as u32, error) })?;
+            for index in 0..count {
+                mark(index)?;
+                self.queue_one(&lock, program, index, views)?;
+            }
+            mark(count)?;
         }
-        mark(program.instructions.len())?;
         self.cuda.synchronize()?;
         for (index, time) in times.iter_mut().enumerate().take(program.instructions.len()) {
             call(|error| unsafe { (functions.seconds)(self.cuda.raw, index as u32, time, error) })?;

@@ -67,6 +67,7 @@ impl Device {
     pub fn take(&self, mapped: Buffer) -> Result<Buffer> {
         match (self, mapped.bytes()) {
             (Self::Cuda { cuda, .. }, Some(bytes)) => {
+                mapped.prefetch();
                 let memory = Memory::new(cuda, bytes.len())?;
                 memory.write(0, bytes)?;
                 Ok(Buffer::Device(memory))

@@ -4,7 +4,7 @@
 // Buffers that are only read are still taken as `&mut`: the generator knows no other kind.
 
 use crate::buffer::Buffer;
-use crate::cuda::Cuda;
+use crate::cuda::{self, Cuda};
 use crate::error::{Code, Error, Result};
 use crate::executor::Device;
 use crate::handles::{self, Object};
@@ -110,6 +110,12 @@ fn denoise_device_open(level: &mut [u8], threads: u32, error: &mut [u8]) -> u32 
         let level = Level::named(utf8(level, "level")?.trim_end_matches('\0'))?;
         handles::insert(Object::Device(Arc::new(Device::cpu(level, threads as usize)?)))
     })
+}
+
+/// Whether there is a CUDA driver.
+#[deno_bindgen]
+fn denoise_cuda_driver() -> u32 {
+    cuda::has_driver() as u32
 }
 
 /// Opens a device of a CUDA library by its number.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A source, the object that the build makes of it, what stands in the source, and the fault.
-const FAULTS: [(&str, &str, &str, &str); 9] = [
+const FAULTS: [(&str, &str, &str, &str); 13] = [
     ("ops/norm.cu", "layer norm without its shift", "if (shift->data)", "if (false)"),
     ("ops/linear.cu", "an epilogue that adds the gate", "y *= e.gate.at<T>", "y += e.gate.at<T>"),
     (
@@ -42,6 +42,20 @@ const FAULTS: [(&str, &str, &str, &str); 9] = [
         "wgmma_wait<1>(scores)",
         "wgmma_wait<2>(scores)",
     ),
+    ("ops/linear.cu", "a slab that is not waited for", "wait_for_all_but(stages - 2);", ";"),
+    (
+        "ops/linear.cu",
+        "a slab that other threads may not have copied yet",
+        "nobody reads the stage before it any more.\n        __syncthreads();",
+        "nobody reads the stage before it any more.",
+    ),
+    (
+        "ops/linear.cu",
+        "a slab that reads on beyond K",
+        "rows[row] && from < uint64_t(k)",
+        "rows[row] && from <= uint64_t(k)",
+    ),
+    ("ops/linear.cu", "a fragment of other rows", "(below ? 8 : 0)", "(below ? 4 : 0)"),
     ("ops/softmax.cu", "a warp that loses a lane", "for (int mask = 16;", "for (int mask = 8;"),
 ];
 
@@ -70,6 +84,15 @@ fn conformance() {
     };
     let params = [90, 70, Activation::Silu as u32, 0];
     conform_with("faults", Op::Linear, prepare, &Tensor::padded(DType::F32, &[3, 90], 3), &params);
+    // On tensor cores.
+    let x = Tensor::padded(DType::BF16, &[40, 200], 8).random(&mut rng, 1.0);
+    let weight = Tensor::empty(DType::BF16, &[90, 200]).random(&mut rng, 1.0);
+    let prepare = |level: Level, pool: &Pool| {
+        let mut packed = Tensor::empty(DType::U8, &[128 * 200 * 2]);
+        run(level, pool, Op::PackLinear, &mut [Some(weight.clone())], &mut packed, &[DType::BF16 as u32]);
+        vec![Some(x.clone()), Some(packed), None, None, None]
+    };
+    conform_with("faults", Op::Linear, prepare, &Tensor::padded(DType::BF16, &[40, 90], 3), &[90, 200, 0, 0]);
 }
 
 /// The words of a command that the build wrote down, one a line; `None` where there is no build.

@@ -172,6 +172,34 @@ fn every_way_to_cut_the_work() {
     }
 }
 
+/// Rows of a multiple of 16 bytes, which tensor cores take: tiles that end within, sums that end within a slab, of every
+/// way to cut the work.
+#[test]
+fn rows_of_sixteen_bytes() {
+    let mut rng = Rng(9);
+    let shapes =
+        [(1, 40, 8), (7, 33, 72), (16, 70, 2056), (21, 130, 40), (70, 77, 136), (150, 300, 200), (33, 515, 64)];
+    for variant in 0..=WAYS.len() as u32 {
+        for dtype in [DType::BF16, DType::F16] {
+            for (m, n, k) in shapes {
+                let mut case = Case::new(&mut rng, dtype, m, n, k);
+                case.variant = variant;
+                case.bias = Some(Tensor::empty(DType::F32, &[n]).random(&mut rng, 1.0));
+                case.residual = Some(Tensor::padded(dtype, &[m, n], 3).random(&mut rng, 1.0));
+                case.check();
+            }
+            // Batches of slices of longer sequences.
+            let mut case = Case::new(&mut rng, dtype, 1, 90, 48);
+            case.variant = variant;
+            case.x = Tensor::padded(dtype, &[3, 29, 48], 8).random(&mut rng, 1.0);
+            case.out = Tensor::with_strides(dtype, &[3, 29, 90], &[3000, 100, 1]);
+            case.gate = Some(Tensor::with_strides(dtype, &[3, 29, 90], &[90, 0, 1]).random(&mut rng, 1.0));
+            case.act = Activation::GeluTanh;
+            case.check();
+        }
+    }
+}
+
 #[test]
 fn nothing_to_sum_and_nothing_to_make() {
     let mut rng = Rng(6);

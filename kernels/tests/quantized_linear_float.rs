@@ -208,6 +208,84 @@ fn every_way_to_cut_the_work() {
     }
 }
 
+/// Rows of a multiple of 16 bytes, of x and of the weight, which tensor cores take: tiles that end within, sums that end
+/// within a slab, of every way to cut the work.
+#[test]
+fn rows_of_sixteen_bytes() {
+    let mut rng = Rng(20);
+    let shapes = [(1, 40, 32), (9, 70, 1056), (16, 33, 128), (21, 130, 96), (150, 150, 160), (70, 300, 64)];
+    for variant in 0..=WAYS.len() as u32 {
+        for dtype in [DType::BF16, DType::F16] {
+            for (i, (m, n, k)) in shapes.into_iter().enumerate() {
+                let group = if k % 64 == 0 { 64 } else { 32 };
+                let mut cases = vec![
+                    Case::new(&mut rng, dtype, weight(Format::Int8, k), [m, n, k]),
+                    Case::new(&mut rng, dtype, weight(Format::Int4, group), [m, n, k]),
+                    Case::new(&mut rng, dtype, weight(Format::Int4, 32), [m, n, k]).zeros(&mut rng),
+                ];
+                for format in [Format::E4m3, Format::E5m2] {
+                    cases.push(Case::new(&mut rng, dtype, weight(format, k), [m, n, k]));
+                    let rows = if i % 2 == 0 { Rows::E4m3 } else { Rows::E5m2 };
+                    cases.push(Case::new(&mut rng, dtype, weight(format, k), [m, n, k]).rows(&mut rng, rows));
+                }
+                for (at, (ebits, mbits)) in SMALL.into_iter().enumerate() {
+                    if (at + i + variant as usize).is_multiple_of(3) {
+                        cases.push(Case::new(&mut rng, dtype, small(ebits, mbits, k), [m, n, k]));
+                    }
+                }
+                for mut case in cases {
+                    case.variant = variant;
+                    case.bias = Some(Tensor::empty(DType::F32, &[n]).random(&mut rng, 1.0));
+                    case.check();
+                }
+            }
+        }
+    }
+}
+
+/// Every code of every format by an x of 16 bits: the identity times a weight is the weight.
+#[test]
+fn every_code_has_its_value_in_halves() {
+    let pool = Pool::new(1).unwrap();
+    let k = 256;
+    for dtype in [DType::BF16, DType::F16] {
+        for weight in formats(k) {
+            let mut case = Case::new(&mut Rng(21), dtype, weight, [k, 1, k]);
+            // The codes in their order; what is not finite apart, as it would make all sums of its row NaN.
+            let bits = weight.bits();
+            case.codes = Tensor::empty(case.codes.dtype, &[1, weight.row_bytes(k)]).fill(|i| {
+                let mut value = 0u8;
+                for bit in 0..8 {
+                    let at = i * 8 + bit;
+                    let code = (at / bits) as u8;
+                    let code = if finite(weight.format, code) { code } else { 0 };
+                    value |= (code >> (at % bits) & 1) << bit;
+                }
+                if weight.format == Format::Int8 { value as i8 as f32 } else { value as f32 }
+            });
+            case.scale = Tensor::empty(DType::F32, &[1, 1]).fill(|_| 1.0);
+            let x = Tensor::empty(dtype, &[k, k]).fill(|i| (i / k == i % k) as u8 as f32);
+            for m in [8, 64, k] {
+                case.out = Tensor::empty(dtype, &[m, 1]);
+                for first in (0..k).step_by(m) {
+                    let values = x.values();
+                    case.x = Tensor::empty(dtype, &[m, k]).fill(|i| values[first * k + i] as f32);
+                    for level in levels() {
+                        let got = case.run(level, &pool);
+                        for (i, got) in got.into_iter().enumerate() {
+                            let view = case.codes.view();
+                            let want = unsafe { weight.value(view.ptr, first + i, k) };
+                            let rounded = Tensor::empty(dtype, &[1]).fill(|_| want).values()[0];
+                            let what = format!("{weight:?} in {dtype:?} on {}", level.name());
+                            assert!(got == rounded, "{what}: {got} is not {rounded} at {}", first + i);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn odd_shapes_of_every_format() {
     let mut rng = Rng(1);

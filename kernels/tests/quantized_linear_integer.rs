@@ -69,7 +69,7 @@ impl Case {
             n,
             k,
             kind,
-            x: rows(rng, kind, &[m], k, 3, false),
+            x: rows(rng, kind, &[m], k, if k % 64 == 0 { 16 } else { 3 }, false),
             codes,
             scale: Tensor::empty(DType::F32, &[n, groups]).fill(|_| (rng.uniform() + 1.5) * 0.01),
             zero,
@@ -168,6 +168,32 @@ fn every_way_to_cut_the_work() {
                 let mut case = Case::new(&mut rng, weight(format, group), Rows::Int8, [m, n, k], false);
                 case.variant = variant;
                 case.check();
+            }
+        }
+    }
+}
+
+/// Columns that are a multiple of 32, of rows at a multiple of 16 bytes, which tensor cores take: tiles that end within,
+/// sums that end within a slab, of every way to cut the work.
+#[test]
+fn rows_of_sixteen_bytes() {
+    let mut rng = Rng(14);
+    let shapes = [(1, 40, 32), (9, 70, 1056), (16, 33, 128), (21, 130, 96), (150, 150, 160), (70, 300, 64)];
+    for variant in 0..=WAYS.len() as u32 {
+        for (m, n, k) in shapes {
+            for kind in KINDS {
+                for (format, group, zero) in [
+                    (Format::Int8, k, false),
+                    (Format::Int4, 32, false),
+                    (Format::Int4, k, true),
+                    (Format::SparseInt8, k, false),
+                ] {
+                    let mut case = Case::new(&mut rng, weight(format, group), kind, [m, n, k], zero);
+                    case.x = rows(&mut rng, kind, &[m], k, 16, false);
+                    case.variant = variant;
+                    case.bias = Some(Tensor::empty(DType::F32, &[n]).random(&mut rng, 1.0));
+                    case.check();
+                }
             }
         }
     }
@@ -303,10 +329,10 @@ fn the_longest_rows_do_not_overflow() {
         let mut case = Case::new(&mut Rng(9), weight(Format::Int8, k), Rows::Int8Asym, [2, 33, k], false);
         case.codes = Tensor::empty(DType::I8, &[33, k]).fill(|_| -128.0);
         case.scale = Tensor::empty(DType::F32, &[33, 1]).fill(|_| 1.0);
-        let to = bytes(&mut case.x);
+        let (to, step) = (bytes(&mut case.x), case.x.strides[0]);
         for row in 0..2 {
             unsafe {
-                let to = to.add(row * (rows_bytes(k) + 3));
+                let to = to.add(row * step);
                 std::ptr::write_bytes(to, code as u8, k);
                 (to.add(rows_scale(k)) as *mut f32).write_unaligned(1.0);
                 (to.add(rows_scale(k) + 4) as *mut i32).write_unaligned(zero);

@@ -8,6 +8,7 @@
  * @module
  */
 
+import { cudaSources } from "../../ffi/cuda.ts";
 import { library, loadLibrary } from "../../ffi/library.ts";
 import { NativeProgram } from "../../ffi/native.ts";
 import { CheckpointError, NativeError } from "../errors.ts";
@@ -18,7 +19,7 @@ import { leaf, type Node, RATE, type Rate } from "../graph/node.ts";
 import { sizeOf } from "../graph/ops.ts";
 import type { VariantOf } from "../graph/program.ts";
 import { MAX_RANK, schemaHash } from "../graph/schema.ts";
-import { type Device, isCudaName } from "../tensor/device.ts";
+import type { Device } from "../tensor/device.ts";
 import {
   CompiledFunction,
   constantValue,
@@ -121,8 +122,9 @@ export interface FunctionToWrite {
   readonly variantOf: VariantOf | undefined;
 }
 
-function compatibility(level: string): Compatibility {
-  const { description: { version }, sources } = library();
+/** What this denoise writes into a file for a level whose kernels were built from some sources. */
+function compatibility(level: string, sources: string): Compatibility {
+  const { version } = library().description;
   return { format: FORMAT, version, schema: schemaHash().join(" "), kernels: sources.slice(0, 16), level };
 }
 
@@ -156,7 +158,7 @@ export async function writeCompiled(
   }
   const { target, notes, assets } = description;
   const manifest: Manifest = {
-    ...compatibility(device.level),
+    ...compatibility(device.level, device.sources),
     target,
     notes,
     assets: assets.map(({ name, bytes }) => ({ name, bytes: bytes.length })),
@@ -375,7 +377,7 @@ class Reader {
       this.#refuse("its manifest is not JSON", { key: MANIFEST, cause });
     }
     this.#need(isObject(manifest), "no object");
-    this.#checkCompatibility(manifest);
+    await this.#checkCompatibility(manifest);
     const { target, notes, assets, programs, constants, functions } = manifest;
     this.#need(isText(target) && isObject(notes), "no target or notes");
     const files = this.#list(assets, "assets").map(({ name, bytes }, i) => {
@@ -407,18 +409,20 @@ class Reader {
     };
   }
 
-  #checkCompatibility(manifest: Record<string, unknown>): void {
+  async #checkCompatibility(manifest: Record<string, unknown>): Promise<void> {
     const { level } = manifest;
     this.#need(isText(level), "no level");
-    const { levels } = library().description;
-    for (const [name, wanted] of Object.entries(compatibility(level))) {
+    const { description: { levels }, sources } = library();
+    // Whether there is such a device shows when it is opened.
+    const isCuda = level === "cuda" || level === "cuda-emulated";
+    const own = isCuda ? await cudaSources(level) ?? "" : sources;
+    for (const [name, wanted] of Object.entries(compatibility(level, own))) {
       if (manifest[name] === wanted) continue;
       this.#refuse(`its ${name} is ${JSON.stringify(manifest[name])}, and this denoise has ${JSON.stringify(wanted)}`, {
         key: name,
       });
     }
-    // Whether there is such a device shows when it is opened.
-    if (levels.includes(level) || isCudaName(level)) return;
+    if (isCuda || levels.includes(level)) return;
     throw new CheckpointError(
       `Cannot load ${this.#file.path} as it was compiled for ${level}, which this CPU lacks (it has ${
         levels.join(", ")

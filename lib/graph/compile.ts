@@ -72,7 +72,7 @@ export function compileGraph(
   return { outputs, stages };
 }
 
-/** How much of constants one program computes, in bytes; a larger one has a program of its own. */
+/** How much of constants one program reads and computes, in bytes; a larger one has a program of its own. */
 const PART_BYTES = 64 * 2 ** 20;
 
 /**
@@ -83,17 +83,19 @@ const PART_BYTES = 64 * 2 ** 20;
  */
 export function* compileConstants(targets: readonly Node[]): Generator<Stage> {
   const bytes = (n: Node) => sizeOf(n.shape) * byteSize(n.dtype);
+  const leaves = (n: Node) => topological([n]).filter((x) => x.op === "leaf");
   const part = (nodes: readonly Node[]) =>
     stage(nodes, { rate: RATE.constant, materialized: new Set(), dump: () => {} });
   let nodes: Node[] = [];
   let size = 0;
   for (const n of targets) {
-    if (nodes.length > 0 && size + bytes(n) > PART_BYTES) {
+    const own = leaves(n).reduce((sum, leaf) => sum + bytes(leaf), bytes(n));
+    if (nodes.length > 0 && size + own > PART_BYTES) {
       yield part(nodes);
       [nodes, size] = [[], 0];
     }
     nodes.push(n);
-    size += bytes(n);
+    size += own;
   }
   if (nodes.length > 0) yield part(nodes);
 }

@@ -8,6 +8,7 @@ import { parseArgs } from "node:util";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { formatTable } from "../media/progress.ts";
 import { schemeOf } from "../quantize/schemes.ts";
+import { checkDeviceName, type DeviceName } from "../tensor/device.ts";
 import { AUTOQUANT, type Optimizations } from "./optimize.ts";
 import type { Seed } from "./pipeline.ts";
 
@@ -35,6 +36,11 @@ export const OPTIMIZATION_FLAGS = {
   },
   "compile": { help: "choose kernels by measurement, or by what was measured before" },
   "compile-vae": { help: "the same for the VAE; needs --compile" },
+} as const satisfies Record<string, Flag>;
+
+/** What computes, of every recipe that runs a pipeline. */
+export const DEVICE_FLAGS = {
+  "device": { takes: "NAME", fallback: "auto", help: "what computes: cpu, cuda, cuda:1, or the best that there is" },
 } as const satisfies Record<string, Flag>;
 
 /** The flags of every recipe that reports. */
@@ -138,6 +144,18 @@ export function helpText(title: string, table: Readonly<Record<string, Flag>>): 
 export function parseDtype(dtype: string): FloatDtype {
   if (dtype === "f32" || dtype === "bf16" || dtype === "f16") return dtype;
   throw new RangeError(`Cannot use --dtype ${JSON.stringify(dtype)}: pass f32, bf16 or f16`);
+}
+
+/**
+ * Reads `--device`.
+ *
+ * @param name What it was given
+ * @returns A device's name
+ * @throws {RangeError} If it is none
+ */
+export function parseDevice(name: string): DeviceName {
+  checkDeviceName(name);
+  return name as DeviceName;
 }
 
 /**

@@ -8,9 +8,11 @@
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { show } from "../media/terminal.ts";
 import {
+  DEVICE_FLAGS,
   Flags,
   helpText,
   OPTIMIZATION_FLAGS,
+  parseDevice,
   parseDtype,
   parseOptimization,
   parseSeed,
@@ -18,6 +20,7 @@ import {
 } from "./flags.ts";
 import type { FluxLoadOptions, FluxOptions, FluxPipeline, FluxResult, FluxStep } from "./flux.ts";
 import type { Optimizations } from "./optimize.ts";
+import type { DeviceName } from "../tensor/device.ts";
 import { makeFolder, RecipeRun, resultPaths, tellErrors } from "./recipe_run.ts";
 
 /** The flags of `recipes/inference.ts`, read and checked. */
@@ -28,6 +31,8 @@ export interface InferenceFlags {
   readonly transformer: string | undefined;
   /** One prompt or several. */
   readonly prompts: readonly string[];
+  /** What computes. */
+  readonly device: DeviceName;
   /** What activations are computed in. */
   readonly dtype: FloatDtype;
   /** What is done to the model before it runs. */
@@ -76,6 +81,7 @@ const FLAGS = {
   "max-sequence-length": { takes: "TOKENS", fallback: "32", help: "the most tokens of a prompt" },
   "num-images-per-prompt": { takes: "COUNT", fallback: "1", help: "pictures of each prompt" },
   "dtype": { takes: "f32|bf16|f16", fallback: "f32", help: "the type to compute in" },
+  ...DEVICE_FLAGS,
   ...OPTIMIZATION_FLAGS,
   "vae-tiling": { help: "decode large pictures in tiles" },
   "vae-slicing": { help: "decode one picture at a time" },
@@ -115,6 +121,7 @@ export function parseInferenceFlags(args: readonly string[]): InferenceFlags {
     model: flags.text("model"),
     transformer: flags.given("transformer"),
     prompts,
+    device: parseDevice(flags.text("device")),
     dtype,
     optimization: parseOptimization(flags),
     options: {

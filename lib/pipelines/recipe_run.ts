@@ -7,7 +7,7 @@
 import { OutputError } from "../errors.ts";
 import type { FloatDtype } from "../graph/dtypes.ts";
 import { formatBytes, formatSeconds, formatTable, ProgressBar } from "../media/progress.ts";
-import type { Device } from "../tensor/device.ts";
+import type { Device, DeviceName } from "../tensor/device.ts";
 import { type MemoryPlan, PHASES } from "./memory.ts";
 import {
   type OptimizablePipeline,
@@ -97,6 +97,7 @@ class Bars {
 
 /** What every recipe's flags say of a run. */
 interface RunFlags {
+  readonly device: DeviceName;
   readonly dtype: FloatDtype;
   readonly prompts: readonly string[];
   readonly optimization: Optimizations;
@@ -127,9 +128,9 @@ export class RecipeRun {
   }
 
   /** How to load the model: shows a download's progress. */
-  get load(): Pick<PipelineLoadOptions, "dtype" | "weights" | "signal" | "onProgress"> {
-    const { dtype, dryRun } = this.#flags;
-    return { dtype, weights: !dryRun, signal: this.signal, onProgress: this.bars.onProgress };
+  get load(): Pick<PipelineLoadOptions, "device" | "dtype" | "weights" | "signal" | "onProgress"> {
+    const { device, dtype, dryRun } = this.#flags;
+    return { device, dtype, weights: !dryRun, signal: this.signal, onProgress: this.bars.onProgress };
   }
 
   /**

@@ -18,15 +18,18 @@ import type {
 import type { CogVideoXSchedulerClass } from "./cogvideox_functions.ts";
 import { needsOfPublished, PUBLISHED_COGVIDEOX } from "./cogvideox_published.ts";
 import {
+  DEVICE_FLAGS,
   Flags,
   helpText,
   OPTIMIZATION_FLAGS,
+  parseDevice,
   parseDtype,
   parseOptimization,
   parseSeed,
   REPORT_FLAGS,
 } from "./flags.ts";
 import type { Optimizations } from "./optimize.ts";
+import type { DeviceName } from "../tensor/device.ts";
 import { makeFolder, RecipeRun, resultPaths, tellErrors } from "./recipe_run.ts";
 
 /** The flags of `recipes/video.ts`, read and checked. */
@@ -35,6 +38,8 @@ export interface VideoFlags {
   readonly model: string | undefined;
   /** One prompt or several. */
   readonly prompts: readonly string[];
+  /** What computes. */
+  readonly device: DeviceName;
   /** What activations are computed in. */
   readonly dtype: FloatDtype;
   /** Another scheduler than the checkpoint's. */
@@ -81,6 +86,7 @@ const FLAGS = {
   "max-sequence-length": { takes: "TOKENS", help: "the tokens of a prompt [what the model was trained on]" },
   "num-videos-per-prompt": { takes: "COUNT", fallback: "1", help: "videos of each prompt" },
   "dtype": { takes: "f32|bf16|f16", fallback: "bf16", help: "the type to compute in" },
+  ...DEVICE_FLAGS,
   ...OPTIMIZATION_FLAGS,
   "vae-tiling": { help: "decode in tiles, as diffusers does" },
   "memory-budget": { takes: "GB", help: "the most that decoding may take: it chooses tiles by itself" },
@@ -130,6 +136,7 @@ export function parseVideoFlags(args: readonly string[]): VideoFlags {
   return {
     model: flags.given("model"),
     prompts,
+    device: parseDevice(flags.text("device")),
     dtype,
     scheduler: SCHEDULERS[scheduler as keyof typeof SCHEDULERS],
     optimization: parseOptimization(flags),

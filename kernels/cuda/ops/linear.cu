@@ -1,6 +1,6 @@
 // `linear`, the packing of its weights, and `matmul`.
 
-#include "../gemm.cuh"
+#include "../mma_gemm.cuh"
 
 namespace denoise {
 
@@ -28,6 +28,12 @@ DENOISE_WAYS(linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
+        if constexpr (sizeof(T) == 2) {
+            const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
+            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, 16}}};
+            add_mma(ways, call, product, e, out.dtype, {out.rows(), n, k, 1});
+        }
+        if (!ways.empty()) return;
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
         add_tiles<T>(ways, call, operands, e, {out.rows(), n, k, 1});
     });

@@ -1,7 +1,6 @@
 // `linear` by quantized weights, and their packing.
 
-#include "../gemm.cuh"
-#include "../weight.cuh"
+#include "../quantized_linear.cuh"
 
 namespace denoise {
 
@@ -18,17 +17,6 @@ template <class T> struct WeightOnlyOperands {
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
     __device__ float row_scale(uint32_t) const { return 1.0f; }
-};
-
-/// Quantized rows of x, as bytes.
-struct QuantizedRows {
-    const uint8_t* data;
-    RowMap rows;
-    schema::Rows kind;
-    uint32_t trailer;
-    __device__ const uint8_t* row(uint32_t row) const { return data + rows.offset(row); }
-    __device__ float scale(uint32_t at) const { return load_word<float>(row(at) + trailer); }
-    __device__ int zero(uint32_t at) const { return load_word<int>(row(at) + trailer + 4); }
 };
 
 /// Rows of fp8 by a weight of fp8.
@@ -75,7 +63,12 @@ DENOISE_WAYS(quantized_linear) {
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     const auto rows = schema::Rows(call.params[op::param_rows]);
     const Sizes sizes{out.rows(), n, k, 1};
-    const QuantizedRows quantized{x.as<const uint8_t>(), RowMap(x), rows, uint32_t(rows_scale(k))};
+    const QuantizedRows quantized(x, rows, k);
+    const QuantizedMultiply multiply{x, out, weight, e, sizes};
+    if (rows != schema::Rows::none) add_rows(ways, call, multiply, quantized);
+    else if (x.dtype == schema::DType::bf16) add_bf16(ways, call, multiply);
+    else if (x.dtype == schema::DType::f16) add_f16(ways, call, multiply);
+    if (!ways.empty()) return;
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
         switch (rows) {
