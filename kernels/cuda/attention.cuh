@@ -161,7 +161,8 @@ __device__ inline void put_results(unsigned char* tile, int first_row, const flo
 
 /// Writes a warp's COUNT rows of a tile of results (ROWS, D), which begin at `first_row`.
 template <class T, int ROWS, int D, int COUNT>
-__device__ inline void write_results(const AttentionArgs& args, const unsigned char* tile, int first_row, uint32_t first_query) {
+__device__ inline void write_results(const AttentionArgs& args, const unsigned char* tile, int first_row,
+                                     uint32_t first_query) {
     constexpr int CHUNKS = D / 8;
     T* out = head_of<T>(args, args.out, args.out_strides);
     const int lane = threadIdx.x % 32, chunk = lane % CHUNKS;

@@ -25,6 +25,8 @@ struct Args {
 /// A block's barriers: each stage is full when its tile is there, and empty when all warps that multiply have read it.
 struct Barriers {
     Barrier q_full, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+    /// What compute_first writes.
+    float totals[CONSUMERS * WARPGROUP][2];
 };
 
 /// Bytes of a tile (ROWS, D).
@@ -125,6 +127,7 @@ __global__ void __launch_bounds__(THREADS, 1) attention_kernel(const DENOISE_GRI
         if (MASKED) finish_scores(args, scores, first + own_row, tile * KEYS);
         else if ((tile + 1) * KEYS > end) hide_beyond(scores, tile * KEYS, end);
         running.take(scores, args.scale, shrink);
+        compute_first(barriers.totals[threadIdx.x - WARPGROUP], running.total);
     };
     const auto pack = [&] {
         DENOISE_UNROLL

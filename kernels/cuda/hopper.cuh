@@ -127,6 +127,17 @@ __device__ inline void wgmma_commit() {
 #endif
 }
 
+/// Has two numbers computed beside the products that run, and not after the next wait, which the compiler would put first:
+/// writes them to shared memory, at a multiple of 8 bytes, where nobody reads them.
+__device__ inline void compute_first(void* place, const float (&numbers)[2]) {
+#ifdef __CUDACC__
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(place)), "f"(numbers[0]), "f"(numbers[1]) : "memory");
+#else
+    (void)place;
+    (void)numbers;
+#endif
+}
+
 /// Waits for all groups of products but the last few; after it, `sums` are what they were to be.
 template <int LAST, int N> __device__ inline void wgmma_wait(float (&sums)[N][4]) {
 #ifdef __CUDACC__
@@ -171,7 +182,8 @@ __device__ inline void barrier_arrive(Barrier* barrier) {
 /// Arrives, and says that bytes are to come in this phase.
 __device__ inline void barrier_expect(Barrier* barrier, uint32_t bytes) {
 #ifdef __CUDACC__
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
 #else
     emulated::barrier_arrive(barrier, bytes);
 #endif
@@ -230,8 +242,8 @@ using TensorMap = emulated::TensorMap;
 __device__ inline void copy_box(void* panel, const TensorMap& map, uint32_t column, uint32_t token, uint32_t head,
                                 uint32_t batch, Barrier* barrier) {
 #ifdef __CUDACC__
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
-                 "[%2];" ::"r"(shared_address(panel)),
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(panel)),
                  "l"(&map), "r"(shared_address(barrier)), "r"(column), "r"(token), "r"(head), "r"(batch)
                  : "memory");
 #else
@@ -261,7 +273,9 @@ inline bool make_map(TensorMap& map, const void* data, schema::DType dtype, cons
     static const auto encode = [] {
         void* found = nullptr;
         cudaDriverEntryPointQueryResult result;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) != cudaSuccess) {
+        const cudaError_t error =
+            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+        if (error != cudaSuccess) {
             cudaGetLastError();
             found = nullptr;
         }

@@ -1,6 +1,6 @@
 // The instructions of ../hopper.cuh on the host: descriptors, the swizzle and fragments are decoded as the PTX ISA says of
-// `wgmma`, copies by tensor maps come when no thread can go on without them, and products are made when they are waited for; in every
-// other block both are made at once, as a device may do either.
+// `wgmma`, copies by tensor maps come when no thread can go on without them, and products are made when they are waited
+// for; in every other block both are made at once, as a device may do either.
 #pragma once
 
 #include "../numbers.cuh"
