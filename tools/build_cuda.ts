@@ -20,6 +20,11 @@ const PACKAGES = ["nvcc", "crt", "nvvm", "runtime", "cccl"].map((name) => {
   return `${prefix}-${name}==13.0.*`;
 });
 
+/** The headers of Hopper's multiplies. What the package depends on is for Python. */
+const CUTLASS = "nvidia-cutlass==4.2.0.0";
+/** The folder of sources that are compiled for one architecture alone, and that one. */
+const HOPPER = { folder: "hopper/", architecture: "sm_90a" };
+
 /** How objects are made and joined. */
 interface Compiler {
   /** The folder of objects below `build`. */
@@ -28,9 +33,11 @@ interface Compiler {
   readonly library: string;
   /** The command that makes an object, to which `-c <source> -o <object>` is added. */
   readonly compile: readonly string[];
+  /** What is added to it for a source. */
+  readonly flags: (source: string) => readonly string[];
   /** The command that joins objects, to which `-o <library> <objects>` is added. */
   readonly link: readonly string[];
-  /** Sources besides those of the kernels. */
+  /** Sources besides those of the ops. */
   readonly sources: readonly string[];
 }
 
@@ -75,9 +82,10 @@ async function hostCompiler(sanitize: boolean): Promise<Compiler> {
   return {
     folder,
     library: `${folder}/libdenoise_cuda_emulated.so`,
-    compile: [...compile, ...flags, "-I", "emulated", "-MMD"],
+    compile: [...compile, ...flags, "-I", "emulated", "-DDENOISE_HOPPER", "-MMD"],
+    flags: () => [],
     link: [program, "-shared", ...flags],
-    sources: ["emulated/runtime.cpp"],
+    sources: ["emulated/runtime.cpp", "emulated/hopper.cpp"],
   };
 }
 
@@ -92,37 +100,47 @@ async function toolkit(): Promise<string> {
   const found = `${packages}nvidia/cu13`;
   if ((await run([`${found}/bin/nvcc`, "--version"])).success) return found;
   console.error("Getting the CUDA 13.0 compiler from PyPI; this happens once.");
-  const { success, said } = await run([
-    "python3",
-    "-m",
-    "pip",
-    "install",
-    "--quiet",
-    "--target",
-    packages,
-    ...PACKAGES,
-  ]);
+  const { success, said } = await install(packages, PACKAGES);
   if (!success) fail(`Cannot get the CUDA compiler: ${said}\nInstall CUDA 13.0 and name its folder in CUDA_HOME.`);
+  return found;
+}
+
+function install(folder: string, packages: readonly string[]): Promise<{ success: boolean; said: string }> {
+  return run(["python3", "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, ...packages]);
+}
+
+/** The folder of CUTLASS's headers, got from PyPI into an ignored folder that says which they are. */
+async function cutlass(): Promise<string> {
+  const packages = fileURLToPath(new URL(`build/${CUTLASS.replace("==", "-")}/`, cuda));
+  const found = `${packages}cutlass_library/source/include`;
+  if (await Deno.stat(`${found}/cutlass/version.h`).catch(() => undefined)) return found;
+  console.error("Getting CUTLASS from PyPI; this happens once.");
+  const { success, said } = await install(packages, [CUTLASS]);
+  if (!success) fail(`Cannot get CUTLASS: ${said}`);
   return found;
 }
 
 /** The compiler of devices. */
 async function deviceCompiler(architectures: readonly string[]): Promise<Compiler> {
   const home = await toolkit();
-  const targets = architectures.flatMap((name) => {
-    const compute = name.replace("sm_", "compute_");
-    return ["-gencode", `arch=${compute},code=${name}`];
-  });
+  const target = (name: string) => ["-gencode", `arch=${name.replace("sm_", "compute_")},code=${name}`];
+  const targets = architectures.flatMap(target);
+  const hopper = architectures.includes(HOPPER.architecture)
+    ? { define: ["-DDENOISE_HOPPER"], headers: await cutlass(), sources: await sourcesIn(HOPPER.folder) }
+    : { define: [], headers: "", sources: [] };
+  // CUTLASS's assertions are calls, around which no multiply may be in flight.
+  const special = [...target(HOPPER.architecture), "-DNDEBUG", "-isystem", hopper.headers];
   return {
     folder: `device/${architectures.join("-")}`,
     library: "libdenoise_cuda.so",
     compile: [
       `${home}/bin/nvcc`,
       ...["-std=c++20", "-O3", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-MMD"],
-      ...targets,
+      ...hopper.define,
     ],
+    flags: (source) => source.startsWith(HOPPER.folder) ? special : targets,
     link: [`${home}/bin/nvcc`, "-shared", "-cudart", "static", "-L", `${home}/lib`, "-L", `${home}/lib64`, ...targets],
-    sources: [],
+    sources: hopper.sources,
   };
 }
 
@@ -151,29 +169,32 @@ async function fingerprint(
 }
 
 /** Makes an object where it is missing or stale; keeps what the compiler says beside it. Gives whether it was made. */
-async function makeObject({ compile }: Compiler, source: string, object: string): Promise<boolean> {
+async function makeObject({ compile, flags }: Compiler, source: string, object: string): Promise<boolean> {
+  const command = [...compile, ...flags(source)];
   const stamp = new URL(`${object}.stamp`, cuda);
   const dependencies = object.replace(/\.o$/, ".d");
   const known = await Deno.readTextFile(stamp).catch(() => undefined);
-  if (known !== undefined && known === await fingerprint(compile, source, dependencies)) return false;
+  if (known !== undefined && known === await fingerprint(command, source, dependencies)) return false;
   await Deno.remove(stamp).catch(() => {});
-  const { success, said } = await run([...compile, "-c", source, "-o", object]);
+  const { success, said } = await run([...command, "-c", source, "-o", object]);
   if (!success) fail(`Cannot compile ${source}:\n${said}`);
   await Deno.writeTextFile(new URL(`${object}.log`, cuda), said);
-  await Deno.writeTextFile(stamp, await fingerprint(compile, source, dependencies) ?? "");
+  await Deno.writeTextFile(stamp, await fingerprint(command, source, dependencies) ?? "");
   return true;
 }
 
-async function sources(extra: readonly string[]): Promise<string[]> {
-  const found = ["runtime.cu", ...extra];
-  for await (const { name } of Deno.readDir(new URL("ops", cuda))) if (name.endsWith(".cu")) found.push(`ops/${name}`);
-  return found.sort();
+async function sourcesIn(folder: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const { name } of Deno.readDir(new URL(folder, cuda))) {
+    if (name.endsWith(".cu")) found.push(`${folder}${name}`);
+  }
+  return found;
 }
 
 async function build(compiler: Compiler, jobs: number): Promise<void> {
   const { folder, library, link } = compiler;
   await Deno.mkdir(new URL(`build/${folder}`, cuda), { recursive: true });
-  const all = (await sources(compiler.sources)).map((source) => ({
+  const all = ["runtime.cu", ...compiler.sources, ...await sourcesIn("ops/")].sort().map((source) => ({
     source,
     object: `build/${folder}/${source.replaceAll("/", "_")}.o`,
   }));

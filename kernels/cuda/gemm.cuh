@@ -6,8 +6,9 @@
 //   using Value = float or int32_t;          // what products are summed in
 //   Value a(uint32_t row, uint32_t k);       // rows of all batches are counted on
 //   Value b(uint32_t column, uint32_t k, uint32_t batch);
-//   float fold(Value sum, uint32_t column, uint32_t k);  // the sum of a tile of K that begins at k, scaled
-//   float row_scale(uint32_t row);           // what is left to multiply a whole sum by
+//   using Sum = float or int32_t;            // what the sums of tiles of K are summed in
+//   Sum fold(Value sum, uint32_t column, uint32_t k);  // the sum of a tile of K that begins at k
+//   float number(Sum sum, uint32_t row, uint32_t column);  // what a whole sum is
 #pragma once
 
 #include "epilogue.cuh"
@@ -28,6 +29,7 @@ constexpr int TILE_M = 64, FEW_M = 16;
 template <class T, int ROWS, class Operands>
 __global__ void __launch_bounds__(4 * ROWS) tile_kernel(Operands operands, Epilogue e, uint32_t m, uint32_t n, uint32_t k) {
     using Value = typename Operands::Value;
+    using Sum = typename Operands::Sum;
     constexpr int THREADS = 4 * ROWS;
     // The last columns keep the writes of a column of threads from meeting in one bank.
     __shared__ Value a_tile[TILE_K][ROWS + 4];   // (K, M)
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(4 * ROWS) tile_kernel(Operands operands, Epilo
     const uint32_t batch = blockIdx.z;
     const uint32_t first_row = blockIdx.x * ROWS, first_column = blockIdx.y * TILE_N;
     const int across = threadIdx.x % 16 * 4, down = threadIdx.x / 16 * 4;
-    float sums[4][4] = {};
+    Sum sums[4][4] = {};
     for (uint32_t k0 = 0; k0 < k; k0 += TILE_K) {
         // Load: neighbouring threads read neighbouring elements of K.
         for (int i = threadIdx.x; i < ROWS * TILE_K; i += THREADS) {
@@ -60,17 +62,16 @@ __global__ void __launch_bounds__(4 * ROWS) tile_kernel(Operands operands, Epilo
         for (int j = 0; j < 4; j++) {
             const uint32_t column = first_column + across + j;
             if (column >= n) continue;
-            for (int i = 0; i < 4; i++) sums[i][j] += operands.fold(parts[i][j], column, k0);
+            for (int i = 0; i < 4; i++) sums[i][j] = multiply_add(sums[i][j], operands.fold(parts[i][j], column, k0), Sum(1));
         }
     }
     // Epilogue and store.
     for (int i = 0; i < 4; i++) {
         const uint32_t row = first_row + down + i;
         if (row >= m) continue;
-        const float scale = operands.row_scale(batch * m + row);
         for (int j = 0; j < 4; j++) {
-            const uint32_t column = first_column + across + j;
-            if (column < n) finish<T>(e, sums[i][j] * scale, batch * m + row, column);
+            const uint32_t at = batch * m + row, column = first_column + across + j;
+            if (column < n) finish<T>(e, operands.number(sums[i][j], at, column), at, column);
         }
     }
 }

@@ -14,29 +14,44 @@
 
 namespace denoise {
 
-/// Where a unit of a row begins in a slab of rows that lie side by side: units change places from row to row so that what
-/// a warp reads at once, LANE bytes a lane, is in different banks.
-template <int LANE, int UNITS> __host__ __device__ constexpr uint32_t place(uint32_t row, uint32_t unit) {
-    return (row * UNITS + (unit ^ row / (16 / LANE) % UNITS)) * (4 * LANE);
+/// Where byte `at` of a row is in a slab of rows that lie side by side, of units of which each of four lanes reads LANE
+/// bytes: parts of rows change places from row to row so that what a warp reads at once is in different banks.
+template <int LANE, int UNITS> __host__ __device__ constexpr uint32_t place(uint32_t row, uint32_t at) {
+    // Of four pieces of 16 bytes, those of eight rows are read at once, or all of two.
+    if constexpr (LANE == 16 && UNITS == 1) return row * 64 + (at ^ row / 2 % 4 * 16);
+    constexpr uint32_t UNIT = 4 * LANE;
+    return (row * UNITS + (at / UNIT ^ row / (16 / LANE) % UNITS)) * UNIT + at % UNIT;
 }
 
-/// Whether the lanes that a device serves at once, of eight columns of four lanes, read from different banks.
-template <int LANE, int UNITS> constexpr bool without_conflicts() {
-    constexpr int AT_ONCE = 128 / LANE;
-    for (int first = 0; first < 32; first += AT_ONCE) {
-        bool taken[32] = {};
-        for (int lane = first; lane < first + AT_ONCE; lane++) {
-            const uint32_t bank = (place<LANE, UNITS>(lane / 4, UNITS - 1) + lane % 4 * LANE) / 4;
-            for (int word = 0; word < LANE / 4; word++) {
-                if (taken[(bank + word) % 32]) return false;
-                taken[(bank + word) % 32] = true;
-            }
+/// Whether parts of BYTES, `count` of which a device reads at once, are in different banks.
+template <int BYTES, class At> constexpr bool without_conflicts(At at) {
+    bool taken[32] = {};
+    for (int i = 0; i < 128 / BYTES; i++) {
+        for (int word = 0; word < BYTES / 4; word++) {
+            const int bank = (at(i) / 4 + word) % 32;
+            if (taken[bank]) return false;
+            taken[bank] = true;
         }
     }
     return true;
 }
-static_assert(without_conflicts<16, 1>() && without_conflicts<16, 2>() && without_conflicts<8, 2>() &&
-                  without_conflicts<4, 2>(),
+
+/// The same of lanes that read LANE bytes each, of four lanes a row.
+template <int LANE, int UNITS> constexpr bool lanes_without_conflicts() {
+    for (int first = 0; first < 32; first += 128 / LANE) {
+        for (int unit = 0; unit < UNITS; unit++) {
+            const auto at = [&](int i) {
+                return place<LANE, UNITS>((first + i) / 4, unit * 4 * LANE + (first + i) % 4 * LANE);
+            };
+            if (!without_conflicts<LANE>(at)) return false;
+        }
+    }
+    return true;
+}
+static_assert(lanes_without_conflicts<16, 1>() && lanes_without_conflicts<16, 2>() && lanes_without_conflicts<8, 1>() &&
+                  lanes_without_conflicts<8, 2>() && lanes_without_conflicts<4, 2>() &&
+                  without_conflicts<16>([](int row) { return place<16, 1>(row, 0); }) &&
+                  without_conflicts<16>([](int row) { return place<16, 1>(row, 48); }),
               "fragments are read without conflicts of banks");
 
 /// What follows from a product's constants.
@@ -46,6 +61,8 @@ template <class Product> struct Slab {
     static constexpr int UNIT = 4 * Product::CODES;                  // columns of K
     static constexpr int COLUMNS = Product::UNITS * UNIT;            // of K
     static constexpr int X_ROW = Product::UNITS * 4 * X_LANE;        // bytes
+    static constexpr int BESIDE = Product::UNITS * 4 * Product::BESIDE;
+    static_assert(BESIDE % 4 == 0, "what stands beside a column is copied by words");
     static_assert(!Product::GROUPED || UNIT == 32, "groups are of a multiple of 32 columns");
 
     /// Bytes of the weight that a lane reads of a unit.
@@ -57,12 +74,14 @@ template <class Product> struct Slab {
     __host__ __device__ static uint32_t weight_row(const Product& product) {
         return Product::UNITS * 4 * weight_lane(product);
     }
-    /// Where a unit of a column of the weight begins.
-    __device__ static uint32_t weight_place(const Product& product, uint32_t column, uint32_t unit) {
+    /// Where byte `at` of a column of the weight is.
+    __device__ static uint32_t weight_place(const Product& product, uint32_t column, uint32_t at) {
         // Lanes of an odd number of bytes have no banks of their own.
-        if constexpr (Product::BITS == 0) return (column * Product::UNITS + unit) * 4 * weight_lane(product);
-        else return place<Product::CODES * Product::BITS / 8, Product::UNITS>(column, unit);
+        if constexpr (Product::BITS == 0) return column * weight_row(product) + at;
+        else return place<Product::CODES * Product::BITS / 8, Product::UNITS>(column, at);
     }
+    /// Whether both operands are read as matrices of 16 bytes a row, as they are, in the order of an instruction.
+    static constexpr bool AS_MATRICES = Product::ELEMENT * 8 == Product::BITS && Product::UNITS == 1 && X_LANE == 16;
 };
 
 /// A block's tile, its warps' tiles, and how many blocks a multiprocessor is to hold.
@@ -79,16 +98,17 @@ using MediumTile = Tile<128, 128, 64, 64, 2>;
 using GroupedTile = Tile<128, 128, 64, 32, 1>;
 using LargeTile = Tile<128, 256, 64, 64, 1>;
 
-/// Shared memory of a block: a ring of stages, each x, weight, scales and words of zero points of
-/// a slab, or room to read on behind the weight; what the epilogue reads takes its place.
+/// Shared memory of a block: a ring of stages, each x, weight, what stands beside it, scales and
+/// words of zero points of a slab, or room to read on behind the weight; what the epilogue reads takes its place.
 template <class Product, class Tile> struct Ring {
     static constexpr uint32_t ROWS = Tile::ROWS * sizeof(const uint8_t*);
     static constexpr uint32_t WORDS = Product::GROUPED ? Product::UNITS * Tile::COLUMNS * 4 : 0;
-    uint32_t weight_at, scales_at, zeros_at, stage;
+    uint32_t weight_at, beside_at, scales_at, zeros_at, stage;
 
     __host__ __device__ explicit Ring(const Product& product)
         : weight_at(Tile::ROWS * Slab<Product>::X_ROW),
-          scales_at(weight_at + Tile::COLUMNS * Slab<Product>::weight_row(product)),
+          beside_at(weight_at + Tile::COLUMNS * Slab<Product>::weight_row(product)),
+          scales_at(beside_at + Tile::COLUMNS * Slab<Product>::BESIDE),
           zeros_at(scales_at + WORDS), stage(zeros_at + (has_zeros(product) ? WORDS : 16)) {}
     __host__ __device__ static bool has_zeros(const Product& product) {
         if constexpr (Product::GROUPED) return product.groups.zeros != nullptr;
@@ -100,64 +120,55 @@ template <class Product, class Tile> struct Ring {
     }
 };
 
-/// What a warp sums, and how fragments and sums belong together.
+/// What a warp sums, and how fragments and sums belong together. The weight's columns are the rows of an instruction, and
+/// the rows of x its columns: what is widened in registers becomes the operand of four of them as it comes.
 template <class Product, class Tile> struct Fragments {
-    static constexpr int HIGH = Tile::WARP_ROWS / 16, WIDE = Tile::WARP_COLUMNS / 8;
+    static constexpr int HIGH = Tile::WARP_ROWS / 8, WIDE = Tile::WARP_COLUMNS / 16;
+    static constexpr int STEPS = Slab<Product>::STEPS;
     using Part = typename Product::Part;
     using Sum = typename Product::Sum;
     Sum sums[HIGH][WIDE][4] = {};
-    Sum column_sums[Product::COLUMN_SUMS ? WIDE : 1] = {};
+    Sum column_sums[Product::COLUMN_SUMS ? WIDE : 1][2] = {};
 
-    /// Adds a unit. `x(i, below)` gives a lane's bytes of a row of the i-th 16, or of the one 8 below; `weight(j, b)` its
-    /// column of the j-th 8, as fragments; `scale(j, column)` the scale of one of the eight.
+    /// Adds a unit. `x(i, b)` gives the fragments of the i-th 8 rows, `weight(j, a)` of the j-th 16 columns, and
+    /// `scale(j, column)` the scale of one of the 16.
     template <class X, class Weight, class Scale>
     __device__ void add(const Product& product, X x, Weight weight, Scale scale) {
-        using S = Slab<Product>;
-        constexpr int WORDS = S::X_LANE / 4;
-        uint32_t a[HIGH][S::STEPS][4];
-        DENOISE_UNROLL
-        for (int i = 0; i < HIGH; i++) {
-            const Words<WORDS> row = x(i, false), below = x(i, true);
-            DENOISE_UNROLL
-            for (int step = 0; step < S::STEPS; step++) {
-                a[i][step][0] = row.v[2 * step];
-                a[i][step][1] = below.v[2 * step];
-                a[i][step][2] = row.v[2 * step + 1];
-                a[i][step][3] = below.v[2 * step + 1];
-            }
-        }
         const int lane = threadIdx.x % 32;
+        uint32_t b[HIGH][STEPS][2];
+        DENOISE_UNROLL
+        for (int i = 0; i < HIGH; i++) x(i, b[i]);
         DENOISE_UNROLL
         for (int j = 0; j < WIDE; j++) {
-            uint32_t b[S::STEPS][2];
-            weight(j, b);
+            uint32_t a[STEPS][4];
+            weight(j, a);
+            float scales[2] = {};
+            if constexpr (Product::GROUPED) {
+                for (int below = 0; below < 2; below++) scales[below] = scale(j, lane / 4 + 8 * below);
+            }
             if constexpr (Product::COLUMN_SUMS) {
                 if (product.sums_columns()) {
-                    int32_t sum = 0;
                     DENOISE_UNROLL
-                    for (int i = 0; i < 2 * S::STEPS; i++) sum = __dp4a(int(b[i / 2][i % 2]), 0x01010101, sum);
-                    if constexpr (Product::GROUPED) column_sums[j] += float(sum) * scale(j, lane / 4);
-                    else column_sums[j] += sum;
+                    for (int below = 0; below < 2; below++) {
+                        int32_t sum = 0;
+                        DENOISE_UNROLL
+                        for (int i = 0; i < 2 * STEPS; i++) sum = __dp4a(int(a[i / 2][i % 2 * 2 + below]), 0x01010101, sum);
+                        if constexpr (Product::GROUPED) column_sums[j][below] += float(sum) * scales[below];
+                        else column_sums[j][below] += sum;
+                    }
                 }
             }
-            if constexpr (Product::GROUPED) {
-                const float left = scale(j, lane % 4 * 2), right = scale(j, lane % 4 * 2 + 1);
-                Part parts[HIGH][4] = {};
-                DENOISE_UNROLL
-                for (int step = 0; step < S::STEPS; step++) {
+            DENOISE_UNROLL
+            for (int i = 0; i < HIGH; i++) {
+                if constexpr (Product::GROUPED) {
+                    Part part[4] = {};
                     DENOISE_UNROLL
-                    for (int i = 0; i < HIGH; i++) product.multiply(parts[i], a[i][step], b[step]);
-                }
-                DENOISE_UNROLL
-                for (int i = 0; i < HIGH; i++) {
+                    for (int step = 0; step < STEPS; step++) product.multiply(part, a[step], b[i][step]);
                     DENOISE_UNROLL
-                    for (int at = 0; at < 4; at++) sums[i][j][at] += float(parts[i][at]) * (at % 2 == 0 ? left : right);
-                }
-            } else {
-                DENOISE_UNROLL
-                for (int step = 0; step < S::STEPS; step++) {
+                    for (int at = 0; at < 4; at++) sums[i][j][at] += float(part[at]) * scales[at / 2];
+                } else {
                     DENOISE_UNROLL
-                    for (int i = 0; i < HIGH; i++) product.multiply(sums[i][j], a[i][step], b[step]);
+                    for (int step = 0; step < STEPS; step++) product.multiply(sums[i][j], a[step], b[i][step]);
                 }
             }
         }
@@ -169,8 +180,8 @@ template <class Product, class Tile> struct Fragments {
             if (!product.sums_columns()) return;
             const int lane = threadIdx.x % 32;
             DENOISE_UNROLL
-            for (int j = 0; j < WIDE; j++) {
-                Sum sum = column_sums[j];
+            for (int j = 0; j < 2 * WIDE; j++) {
+                Sum sum = column_sums[j / 2][j % 2];
                 sum += __shfl_xor_sync(0xffffffffu, sum, 1);
                 sum += __shfl_xor_sync(0xffffffffu, sum, 2);
                 if (lane % 4 == 0) to[j * 8 + lane / 4] = sum;
@@ -182,11 +193,32 @@ template <class Product, class Tile> struct Fragments {
     __device__ void put(int i, Sum* to, int stride) const {
         const int lane = threadIdx.x % 32;
         DENOISE_UNROLL
-        for (int j = 0; j < WIDE; j++) {
+        for (int half = 0; half < 2; half++) {
             DENOISE_UNROLL
-            for (int at = 0; at < 4; at++) {
-                to[(lane / 4 + at / 2 * 8) * stride + j * 8 + lane % 4 * 2 + at % 2] = sums[i][j][at];
+            for (int j = 0; j < WIDE; j++) {
+                DENOISE_UNROLL
+                for (int at = 0; at < 4; at++) {
+                    const int row = half * 8 + lane % 4 * 2 + at % 2, column = j * 16 + lane / 4 + at / 2 * 8;
+                    to[row * stride + column] = sums[2 * i + half][j][at];
+                }
             }
+        }
+    }
+
+    /// What a lane read of a row of x as fragments.
+    static __device__ void row(const Words<Slab<Product>::X_LANE / 4>& words, uint32_t (&b)[STEPS][2]) {
+        DENOISE_UNROLL
+        for (int i = 0; i < 2 * STEPS; i++) b[i / 2][i % 2] = words.v[i];
+    }
+    /// What it read of a column, or of the one 8 below, as fragments of its half.
+    static __device__ void column(const Product& product, const typename Product::Raw& raw, int zero, int below,
+                                  uint32_t (&a)[STEPS][4]) {
+        uint32_t wide[STEPS][2];
+        product.widen(raw, zero, wide);
+        DENOISE_UNROLL
+        for (int step = 0; step < STEPS; step++) {
+            a[step][below] = wide[step][0];
+            a[step][2 + below] = wide[step][1];
         }
     }
 };
@@ -211,27 +243,37 @@ template <class Product, class Tile> struct Fetch {
     uint32_t first_column, n, k;
 
     __device__ void operator()(uint32_t slab, uint8_t* stage) const {
-        constexpr int X_PIECES = S::X_ROW / 16, X_UNIT = 4 * S::X_LANE;
+        constexpr int X_PIECES = S::X_ROW / 16;
         static_assert(Tile::ROWS * X_PIECES % Tile::THREADS == 0, "threads copy as many pieces of x each");
         DENOISE_UNROLL
         for (int i = 0; i < Tile::ROWS * X_PIECES / Tile::THREADS; i++) {
             const uint32_t piece = threadIdx.x + i * Tile::THREADS, row = piece / X_PIECES, at = piece % X_PIECES * 16;
             const uint64_t from = uint64_t(slab) * S::X_ROW + at;
             const bool wanted = rows[row] && from < uint64_t(k) * Product::ELEMENT;
-            uint8_t* to = stage + place<S::X_LANE, Product::UNITS>(row, at / X_UNIT) + at % X_UNIT;
+            uint8_t* to = stage + place<S::X_LANE, Product::UNITS>(row, at);
             copy_async<16>(to, wanted ? rows[row] + from : product.columns.codes, wanted);
         }
         constexpr int PIECE = Product::PIECE;
-        const uint32_t bytes = S::weight_row(product), pieces = bytes / PIECE, unit = 4 * S::weight_lane(product);
+        const uint32_t bytes = S::weight_row(product), pieces = bytes / PIECE;
         DENOISE_UNROLL
         for (uint32_t i = 0; i < Tile::COLUMNS * pieces / Tile::THREADS; i++) {
             const uint32_t piece = threadIdx.x + i * Tile::THREADS, at = piece % pieces * PIECE;
             const uint32_t within = piece / pieces, column = first_column + within;
             const uint64_t from = uint64_t(slab) * bytes + at;
-            const bool wanted = column < n && from < product.columns.row_bytes;
-            uint8_t* to = stage + ring.weight_at + S::weight_place(product, within, at / unit) + at % unit;
-            const uint8_t* codes = product.columns.codes;
-            copy_async<PIECE>(to, wanted ? codes + column * product.columns.row_bytes + from : codes, wanted);
+            const bool wanted = column < n && from < product.columns.bytes;
+            uint8_t* to = stage + ring.weight_at + S::weight_place(product, within, at);
+            copy_async<PIECE>(to, wanted ? product.columns.at(column) + from : product.columns.codes, wanted);
+        }
+        if constexpr (S::BESIDE > 0) {
+            constexpr int WORDS = S::BESIDE / 4;
+            DENOISE_UNROLL
+            for (int i = 0; i < Tile::COLUMNS * WORDS / Tile::THREADS; i++) {
+                const uint32_t word = threadIdx.x + i * Tile::THREADS, column = first_column + word / WORDS;
+                const uint64_t from = uint64_t(slab) * S::BESIDE + word % WORDS * 4;
+                const bool wanted = column < n && slab * S::COLUMNS < k;
+                const uint8_t* beside = product.columns.at(column) + product.columns.bytes + from;
+                copy_async<4>(stage + ring.beside_at + 4 * word, wanted ? beside : product.columns.codes, wanted);
+            }
         }
         if constexpr (Product::GROUPED) {
             DENOISE_UNROLL
@@ -310,31 +352,52 @@ __global__ void __launch_bounds__(Tile::THREADS, Tile::RESIDENT)
         copy_commit();
         // Multiply.
         const uint8_t* const stage = memory + current * ring.stage;
-        const uint32_t lane_at = lane % 4 * S::weight_lane(product);
         DENOISE_UNROLL
         for (uint32_t unit = 0; unit < Product::UNITS; unit++) {
-            const auto x = [&](int i, bool below) {
-                const uint32_t row = down + i * 16 + lane / 4 + (below ? 8 : 0);
-                return Words<S::X_LANE / 4>(stage + place<S::X_LANE, Product::UNITS>(row, unit) + lane % 4 * S::X_LANE);
+            const auto x = [&](int i, auto& b) {
+                const uint32_t row = down + i * 8;
+                if constexpr (S::AS_MATRICES) {
+                    // A matrix of each of the four pieces.
+                    const uint8_t* from = stage + place<16, 1>(row + lane % 8, lane / 8 * 16);
+                    Words<4> words;
+                    load_matrices(words.v, from);
+                    fragments.row(words, b);
+                } else {
+                    const uint32_t at = (unit * 4 + lane % 4) * S::X_LANE;
+                    fragments.row(Words<S::X_LANE / 4>(stage + place<S::X_LANE, Product::UNITS>(row + lane / 4, at)), b);
+                }
             };
             uint32_t zero_shift = 0;
             if constexpr (Product::GROUPED) {
                 const uint32_t column = first_column + across + lane / 4;
                 zero_shift = product.groups.zero_shift(column, slab * S::COLUMNS + unit * S::UNIT);
             }
-            const auto weight = [&](int j, auto& b) {
-                const uint32_t column = across + j * 8 + lane / 4;
-                int zero = 0;
-                if (ring.has_zeros(product)) {
-                    const auto zeros = reinterpret_cast<const uint32_t*>(stage + ring.zeros_at) + unit * Tile::COLUMNS;
-                    zero = int8_t(zeros[column] >> zero_shift);
+            const auto weight = [&](int j, auto& a) {
+                const uint8_t* const weights = stage + ring.weight_at;
+                if constexpr (S::AS_MATRICES) {
+                    // A matrix of eight columns and of eight more, of a piece and of the next.
+                    DENOISE_UNROLL
+                    for (int step = 0; step < S::STEPS; step++) {
+                        load_matrices(a[step], weights + place<16, 1>(across + j * 16 + lane % 16, step * 32 + lane / 16 * 16));
+                    }
+                } else {
+                    DENOISE_UNROLL
+                    for (int below = 0; below < 2; below++) {
+                        const uint32_t column = across + j * 16 + lane / 4 + 8 * below, part = unit * 4 + lane % 4;
+                        int zero = 0;
+                        if (ring.has_zeros(product)) {
+                            const auto zeros = reinterpret_cast<const uint32_t*>(stage + ring.zeros_at) + unit * Tile::COLUMNS;
+                            zero = int8_t(zeros[column] >> zero_shift);
+                        }
+                        const uint8_t* from = weights + S::weight_place(product, column, part * S::weight_lane(product));
+                        const uint32_t beside = (column * Product::UNITS * 4 + part) * Product::BESIDE;
+                        fragments.column(product, product.load(from, stage + ring.beside_at + beside), zero, below, a);
+                    }
                 }
-                const uint8_t* from = stage + ring.weight_at + S::weight_place(product, column, unit) + lane_at;
-                product.widen(product.load(from), zero, b);
             };
             const auto scale = [&](int j, int column) {
                 const auto scales = reinterpret_cast<const float*>(stage + ring.scales_at) + unit * Tile::COLUMNS;
-                return scales[across + j * 8 + column];
+                return scales[across + j * 16 + column];
             };
             fragments.add(product, x, weight, scale);
         }
@@ -391,20 +454,17 @@ __global__ void __launch_bounds__(FewRows::THREADS, 2)
     const uint32_t units = (k + S::UNIT - 1) / S::UNIT;
     for (uint32_t first = warp * FewRows::AT_ONCE; first < units; first += FewRows::WARPS * FewRows::AT_ONCE) {
         // Load: everything is under way before anything is waited for.
-        constexpr int WIDE = COLUMNS / 8;
         Words<S::X_LANE / 4> x[FewRows::AT_ONCE][2];
-        typename Product::Raw raw[FewRows::AT_ONCE][WIDE];
+        typename Product::Raw raw[FewRows::AT_ONCE][2];
         DENOISE_UNROLL
         for (uint32_t i = 0; i < FewRows::AT_ONCE; i++) {
             const uint64_t at = uint64_t(first + i) * 4 + lane % 4;
             DENOISE_UNROLL
-            for (int j = 0; j < WIDE; j++) {
-                const uint8_t* column = product.columns.codes + known(j * 8 + lane / 4) * product.columns.row_bytes;
-                const uint64_t from = at * S::weight_lane(product);
-                if (from < product.columns.row_bytes) raw[i][j] = product.load(column + from);
-            }
-            DENOISE_UNROLL
             for (int below = 0; below < 2; below++) {
+                const uint8_t* column = product.columns.at(known(below * 8 + lane / 4));
+                const uint8_t* beside = column + product.columns.bytes + at * Product::BESIDE;
+                const uint64_t within = at * S::weight_lane(product);
+                if (within < product.columns.bytes) raw[i][below] = product.load(column + within, beside);
                 const uint64_t from = at * S::X_LANE;
                 const bool given = x_rows[below] && from < uint64_t(k) * Product::ELEMENT;
                 if (given) x[i][below] = Words<S::X_LANE / 4>(x_rows[below] + from);
@@ -414,20 +474,23 @@ __global__ void __launch_bounds__(FewRows::THREADS, 2)
         DENOISE_UNROLL
         for (uint32_t i = 0; i < FewRows::AT_ONCE; i++) {
             const uint32_t unit = first + i;
-            const auto weight = [&](int j, auto& b) {
-                int zero = 0;
-                if constexpr (Product::GROUPED) {
-                    if (unit < units) zero = product.groups.zero(known(j * 8 + lane / 4), unit * S::UNIT);
+            const auto weight = [&](int, auto& a) {
+                DENOISE_UNROLL
+                for (int below = 0; below < 2; below++) {
+                    int zero = 0;
+                    if constexpr (Product::GROUPED) {
+                        if (unit < units) zero = product.groups.zero(known(below * 8 + lane / 4), unit * S::UNIT);
+                    }
+                    fragments.column(product, raw[i][below], zero, below, a);
                 }
-                product.widen(raw[i][j], zero, b);
             };
-            const auto scale = [&](int j, int column) {
+            const auto scale = [&](int, int column) {
                 if constexpr (Product::GROUPED) {
-                    return unit < units ? *product.groups.scale(known(j * 8 + column), unit * S::UNIT) : 0.0f;
+                    return unit < units ? *product.groups.scale(known(column), unit * S::UNIT) : 0.0f;
                 }
                 return 0.0f;
             };
-            fragments.add(product, [&](int, bool below) { return x[i][below]; }, weight, scale);
+            fragments.add(product, [&](int below, auto& b) { fragments.row(x[i][below], b); }, weight, scale);
         }
     }
     fragments.put(0, parts[warp], COLUMNS);
@@ -485,9 +548,6 @@ inline bool takes_rows(const void* data, const RowMap& rows, int64_t k, int64_t 
     return takes;
 }
 
-/// The most rows for which reading the weight once is the first guess.
-constexpr int64_t FEW_ROWS = FewRows::ROWS;
-
 /// Adds the ways for a product where its operands lie so that they can be copied in pieces, and sizes can be counted; the
 /// first guess is the largest tiles of which every multiprocessor gets one.
 template <class Product>
@@ -495,7 +555,8 @@ void add_mma(Ways& ways, const Call& call, const Product& product, const Epilogu
     const auto [m, n, k, batch] = sizes;
     const Columns& columns = product.columns;
     if (m == 0 || n == 0 || k == 0 || batch != 1 || m > INT32_MAX || n > 16 * MOST_BLOCKS || k > INT32_MAX) return;
-    if (!takes_rows(product.x.data, product.x.rows, k, Product::ELEMENT) || columns.row_bytes % Product::PIECE != 0 ||
+    if (!takes_rows(product.x.data, product.x.rows, k, Product::ELEMENT) || columns.step % Product::PIECE != 0 ||
+        columns.bytes % Product::PIECE != 0 || (Product::BESIDE > 0 && k % Slab<Product>::COLUMNS != 0) ||
         reinterpret_cast<uintptr_t>(columns.codes) % Product::PIECE != 0) {
         return;
     }
@@ -509,7 +570,7 @@ void add_mma(Ways& ways, const Call& call, const Product& product, const Epilogu
         return sizes.m > rows / 2 && tiles >= call.device.properties.multiProcessorCount;
     };
     using Medium = std::conditional_t<Product::GROUPED, GroupedTile, MediumTile>;
-    add("mma few rows", m <= FEW_ROWS, launch_few_rows<Product>);
+    add("mma few rows", m <= FEW_M, launch_few_rows<Product>);
     if constexpr (HAS_LARGE<Product>) {
         add("mma 128x256", fills(LargeTile::ROWS, LargeTile::COLUMNS), launch_tiles<Product, LargeTile>);
     }

@@ -7,13 +7,15 @@
 // A product is a struct with
 //   CODES, ELEMENT, BITS   // what a lane reads of a unit; bytes of x's elements; bits of the weight's, 0 if not known
 //   UNITS, PIECE           // units that are copied at once; bytes of the weight that one copy takes
+//   BESIDE                 // bytes that a lane reads of what stands beside the codes of a unit
 //   GROUPED                // whether a unit's sum is scaled by its group, else `total` scales
 //   COLUMN_SUMS            // whether it may take the sums of the weight's codes, where `sums_columns()`
 //   Part, Sum              // what instructions sum, and all of K
 //   Columns columns;
 //   const uint8_t* x_row(row);
-//   Raw load(from);  void widen(raw, zero, b); // a lane's bytes of the weight, and these as fragments
-//   void multiply(part, a, b);                 // an instruction, or as many as it takes
+//   Raw load(from, beside);                    // a lane's bytes of the weight
+//   void widen(raw, zero, b);                  // and these as fragments
+//   void multiply(part, a, b);                 // an instruction, or as many as it takes: a of the weight, b of x
 //   Row row(row);  float total(sum, column_sum, row, column);
 #pragma once
 
@@ -124,8 +126,10 @@ struct SmallBits {
 /// The columns of a weight as they lie in memory.
 struct Columns {
     const uint8_t* codes;
-    uint64_t row_bytes;
+    uint64_t step;       // from one to the next
+    uint64_t bytes;      // of one's codes, behind which is what stands beside them
     uint32_t lane_bytes; // what a lane reads of a unit
+    __device__ const uint8_t* at(uint32_t column) const { return codes + column * step; }
 };
 
 /// x of 16-bit floats.
@@ -146,7 +150,7 @@ template <class T> struct HalfProduct {
     using Part = float;
     using Sum = float;
     using Row = NoRow;
-    static constexpr int CODES = 8, ELEMENT = 2;
+    static constexpr int CODES = 8, ELEMENT = 2, BESIDE = 0;
     static constexpr bool COLUMN_SUMS = false;
     HalfRows x;
     Columns columns;
@@ -163,7 +167,7 @@ template <class T> struct DenseProduct : HalfProduct<T> {
     static constexpr int UNITS = 1, PIECE = 16, BITS = 16;
     static constexpr bool GROUPED = false;
     using Raw = Words<4>;
-    __device__ Raw load(const uint8_t* from) const { return Raw(from); }
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
     __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const { as_they_are(raw, b); }
     __device__ float total(float sum, float, NoRow, uint32_t) const { return sum; }
 };
@@ -174,7 +178,7 @@ template <class T> struct Int8WeightProduct : HalfProduct<T> {
     static constexpr bool GROUPED = false;
     const float* scales;
     using Raw = Words<2>;
-    __device__ Raw load(const uint8_t* from) const { return Raw(from); }
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
     __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const {
         DENOISE_UNROLL
         for (int i = 0; i < 2; i++) {
@@ -192,7 +196,7 @@ template <class T, bool BYTES> struct SmallWeightProduct : HalfProduct<T> {
     const float* scales;
     SmallBits small;
     using Raw = Words<2>;
-    __device__ Raw load(const uint8_t* from) const {
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const {
         if constexpr (BYTES) {
             return Raw(from);
         } else {
@@ -253,7 +257,7 @@ template <class T> struct Int4WeightProduct : HalfProduct<T> {
     static constexpr bool GROUPED = true;
     Groups groups;
     using Raw = Words<1>;
-    __device__ Raw load(const uint8_t* from) const { return Raw(from); }
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
     __device__ void widen(const Raw& raw, int zero, uint32_t (&b)[2][2]) const {
         uint32_t pairs[4];
         widen_int4<T>(raw.v[0], pairs);
@@ -272,7 +276,6 @@ struct IntegerProduct {
     using Part = int32_t;
     using Row = QuantizedRow;
     static constexpr int ELEMENT = 1, PIECE = 16;
-    static constexpr bool COLUMN_SUMS = true;
     QuantizedRows x;
     Columns columns;
     __device__ const uint8_t* x_row(uint32_t row) const { return x.row(row); }
@@ -283,29 +286,57 @@ struct IntegerProduct {
     }
 };
 
-/// Rows of int8 by int8 with a scale for each column.
-struct Int8Product : IntegerProduct {
+/// Rows of int8 by integers with a scale for each column, whose sums are packed with them.
+struct ScaledProduct : IntegerProduct {
     using Sum = int32_t;
-    static constexpr int CODES = 16, UNITS = 1, BITS = 8;
-    static constexpr bool GROUPED = false;
-    const float* scales;
+    using Row = IntegerScaling::Row;
+    static constexpr int CODES = 16, UNITS = 1;
+    static constexpr bool GROUPED = false, COLUMN_SUMS = false;
+    IntegerScaling scaling;
+    __device__ bool sums_columns() const { return false; }
+    __device__ Row row(uint32_t row) const { return scaling.row(row); }
+    __device__ float total(int32_t sum, int32_t, const Row& row, uint32_t column) const {
+        return IntegerScaling::number(sum, row, scaling.column(column));
+    }
+};
+
+/// By int8.
+struct Int8Product : ScaledProduct {
+    static constexpr int BITS = 8, BESIDE = 0;
     using Raw = Words<4>;
-    __device__ Raw load(const uint8_t* from) const { return Raw(from); }
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
     __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const { as_they_are(raw, b); }
-    __device__ float total(int32_t sum, int32_t column_sum, const QuantizedRow& row, uint32_t column) const {
-        const int32_t minus_sum = int32_t(0u - uint32_t(column_sum));
-        return float(multiply_add(sum, row.zero, minus_sum)) * scales[column] * row.scale;
+};
+
+/// By int8 of which two of four are there, with their places beside them, two bits each.
+struct SparseProduct : ScaledProduct {
+    static constexpr int BITS = 4, BESIDE = 2;
+    struct Raw {
+        Words<2> values;
+        uint32_t places = 0;
+    };
+    __device__ Raw load(const uint8_t* from, const uint8_t* beside) const {
+        return {Words<2>(from), *reinterpret_cast<const uint16_t*>(beside)};
+    }
+    __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const {
+        DENOISE_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const uint32_t two = raw.values.v[i / 2] >> (16 * (i % 2)), places = raw.places >> (4 * i);
+            const uint32_t first = 8 * (places & 3), second = 8 * (places >> 2 & 3);
+            // The first is what counts where both have one place.
+            b[i / 2][i % 2] = ((two >> 8 & 255) << second & ~(255u << first)) | (two & 255) << first;
+        }
     }
 };
 
 /// Rows of int8 by int4 with scales and zero points for groups.
 struct Int4Product : IntegerProduct {
     using Sum = float;
-    static constexpr int CODES = 8, UNITS = 2, BITS = 4;
-    static constexpr bool GROUPED = true;
+    static constexpr int CODES = 8, UNITS = 2, BITS = 4, BESIDE = 0;
+    static constexpr bool GROUPED = true, COLUMN_SUMS = true;
     Groups groups;
     using Raw = Words<1>;
-    __device__ Raw load(const uint8_t* from) const { return Raw(from); }
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
     __device__ void widen(const Raw& raw, int zero, uint32_t (&b)[1][2]) const {
         const uint32_t word = raw.v[0];
         // A code is its nibble, the highest bit turned, less 8; bit 7 keeps a byte's difference from borrowing.
@@ -325,7 +356,7 @@ struct Fp8Product {
     using Part = float;
     using Sum = float;
     using Row = QuantizedRow;
-    static constexpr int CODES = 16, ELEMENT = 1, UNITS = 1, PIECE = 16, BITS = 8;
+    static constexpr int CODES = 16, ELEMENT = 1, UNITS = 1, PIECE = 16, BITS = 8, BESIDE = 0;
     static constexpr bool GROUPED = false, COLUMN_SUMS = false;
     QuantizedRows x;
     Columns columns;
@@ -335,18 +366,18 @@ struct Fp8Product {
     __device__ bool sums_columns() const { return false; }
     __device__ QuantizedRow row(uint32_t row) const { return {x.scale(row), 0}; }
     using Raw = Words<4>;
-    __device__ Raw load(const uint8_t* from) const { return Raw(from); }
+    __device__ Raw load(const uint8_t* from, const uint8_t*) const { return Raw(from); }
     __device__ void widen(const Raw& raw, int, uint32_t (&b)[2][2]) const { as_they_are(raw, b); }
     /// A register of four codes is one of each of two registers of an instruction.
     __device__ void multiply(float (&part)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) const {
+        const auto weight = [&](uint32_t pair) { return weight_bits.widen<f16, true>(pair); };
         DENOISE_UNROLL
         for (int i = 0; i < 2; i++) {
-            const uint32_t row = a[2 * i], below = a[2 * i + 1];
-            const uint32_t halves[4] = {x_bits.widen<f16, true>(byte_pair<0>(row)), x_bits.widen<f16, true>(byte_pair<0>(below)),
-                                        x_bits.widen<f16, true>(byte_pair<1>(row)), x_bits.widen<f16, true>(byte_pair<1>(below))};
-            const uint32_t column[2] = {weight_bits.widen<f16, true>(byte_pair<0>(b[i])),
-                                        weight_bits.widen<f16, true>(byte_pair<1>(b[i]))};
-            mma_half<f16>(part, halves, column);
+            const uint32_t column = a[2 * i], below = a[2 * i + 1];
+            const uint32_t columns[4] = {weight(byte_pair<0>(column)), weight(byte_pair<0>(below)),
+                                         weight(byte_pair<1>(column)), weight(byte_pair<1>(below))};
+            const uint32_t row[2] = {x_bits.widen<f16, true>(byte_pair<0>(b[i])), x_bits.widen<f16, true>(byte_pair<1>(b[i]))};
+            mma_half<f16>(part, columns, row);
         }
     }
     __device__ float total(float sum, float, const QuantizedRow& row, uint32_t column) const {

@@ -15,11 +15,11 @@ struct QuantizedMultiply {
     Sizes sizes;
 
     Columns columns() const {
-        const auto bits = uint32_t(weight.format.bits());
-        return {weight.codes, uint64_t(weight.format.row_bytes(sizes.k)), bits};
+        const auto step = uint64_t(weight.format.row_bytes(sizes.k));
+        // Behind the values of a sparse row are their places.
+        const bool sparse = weight.format.kind == schema::Format::sparse_int8;
+        return {weight.codes, step, sparse ? uint64_t(sizes.k) / 2 : step, uint32_t(weight.format.bits())};
     }
-    /// Whether the weight has a scale for each column and nothing else.
-    bool by_column() const { return !weight.zeros && weight.format.group == uint32_t(sizes.k); }
     /// Whether a unit of a product with groups is of one group.
     bool by_group() const { return weight.format.group % 32 == 0; }
 };

@@ -17,7 +17,7 @@ template <class T> void add_halves(Ways& ways, const Call& call, const Quantized
         if (multiply.by_group()) add(Int4WeightProduct<T>{x, Groups(weight)});
         return;
     }
-    if (!multiply.by_column() || format.kind == schema::Format::sparse_int8) return;
+    if (!weight.by_column() || format.kind == schema::Format::sparse_int8) return;
     if (format.kind == schema::Format::int8) return add(Int8WeightProduct<T>{x, weight.scales});
     if (!SmallBits::fits<T>(format)) return;
     const SmallBits small = SmallBits::of<T>(format);

@@ -23,6 +23,9 @@ struct Format {
         default: return 8;
         }
     }
+    bool is_integer() const {
+        return kind == schema::Format::int8 || kind == schema::Format::int4 || kind == schema::Format::sparse_int8;
+    }
     /// Bytes of a stored row of k columns.
     __host__ __device__ int64_t row_bytes(int64_t k) const { return (k * bits() + 7) / 8; }
     /// Scales in a row of k columns.
@@ -97,13 +100,14 @@ inline void check_packed(const View& packed, int64_t bytes) {
     }
 }
 
-/// A packed weight (N, K): the stored rows, scales, a word for each row that is not used here, and zero points where
-/// there are any, as the reference packs it.
+/// A packed weight (N, K): the stored rows, scales, a word for each row, and zero points where there are any, as the
+/// reference packs it. The word is the sum of the row's codes, where they are integers and have one scale.
 struct PackedWeight {
     Format format;
     uint32_t k;
     const uint8_t* codes;
     const float* scales;
+    const int32_t* sums;
     const int8_t* zeros;
 
     PackedWeight(const View& packed, const Format& format, int64_t n, int64_t k, bool zero)
@@ -112,8 +116,11 @@ struct PackedWeight {
         const int64_t code_bytes = rows * round_up(k, 64) / 8 * format.bits();
         check_packed(packed, code_bytes + rows * (groups * (zero ? 5 : 4) + 4));
         scales = reinterpret_cast<const float*>(codes + code_bytes);
-        zeros = zero ? reinterpret_cast<const int8_t*>(scales + rows * groups + rows) : nullptr;
+        sums = reinterpret_cast<const int32_t*>(scales + rows * groups);
+        zeros = zero ? reinterpret_cast<const int8_t*>(sums + rows) : nullptr;
     }
+    /// Whether all codes of a row have one scale, and nothing else.
+    bool by_column() const { return !zeros && format.group == k; }
     __device__ int zero(uint64_t group) const { return zeros ? zeros[group] : 0; }
     __device__ uint64_t group_of(uint32_t row, uint32_t column) const {
         return uint64_t(row) * format.groups(k) + column / format.group;

@@ -55,7 +55,7 @@ const FAULTS: [(&str, &str, &str, &str); 13] = [
         "rows[row] && from < uint64_t(k)",
         "rows[row] && from <= uint64_t(k)",
     ),
-    ("ops/linear.cu", "a fragment of other rows", "(below ? 8 : 0)", "(below ? 4 : 0)"),
+    ("ops/linear.cu", "a fragment of other rows", "across + j * 16 + lane % 16,", "across + j * 16 + lane % 8,"),
     ("ops/softmax.cu", "a warp that loses a lane", "for (int mask = 16;", "for (int mask = 8;"),
 ];
 

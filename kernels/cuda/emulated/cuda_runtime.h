@@ -46,6 +46,9 @@ const uint64_t* warp_exchange(uint64_t word);
 /// over what each handed in, in the order of lanes.
 void warp_together(void* mine, void (*together)(void* const* lanes));
 
+/// Ends the kernel with an error: it did what no device takes.
+[[noreturn]] void fail(const char* what);
+
 /// Begins a copy into shared memory of `bytes`, of which `given` are read and the others are zero. Until it is waited for
 /// nothing useful stands there: neither what did before, nor what will.
 void copy_async(void* to, const void* from, unsigned bytes, unsigned given);

@@ -66,4 +66,30 @@ template <class Type, class Sum> void mma(Sum (&c)[4], const uint32_t (&a)[4], c
     warp_together(&mine, multiply_lanes<Type>);
 }
 
+/// `ldmatrix.x4`: where a lane's row is, and what it gets.
+struct MatrixLane {
+    const uint8_t* row;
+    uint32_t* words;
+};
+
+inline void load_matrix_lanes(void* const* lanes) {
+    const auto lane = [&](int i) { return *static_cast<const MatrixLane*>(lanes[i]); };
+    for (int matrix = 0; matrix < 4; matrix++) {
+        uint32_t banks = 0;
+        for (int row = 0; row < 8; row++) {
+            const auto at = reinterpret_cast<uintptr_t>(lane(8 * matrix + row).row);
+            if (at % 16 != 0) fail("A row of a matrix at an address that is no multiple of 16");
+            banks |= 1u << at / 16 % 8;
+        }
+        // It would be read all the same, in as many turns: none of these kernels is meant to.
+        if (banks != 0xff) fail("Rows of a matrix in the same banks");
+        for (int i = 0; i < 32; i++) std::memcpy(&lane(i).words[matrix], lane(8 * matrix + i / 4).row + i % 4 * 4, 4);
+    }
+}
+
+inline void load_matrices(uint32_t (&words)[4], const uint8_t* row) {
+    MatrixLane mine{row, words};
+    warp_together(&mine, load_matrix_lanes);
+}
+
 } // namespace emulated

@@ -115,6 +115,31 @@ template <class Body> void check_refused(const char* words, size_t shared, Body 
     std::exit(1);
 }
 
+/// Of four matrices each lane gets the bytes that the figure of `ldmatrix` shows: four lanes a row, four bytes a lane.
+static void check_matrices() {
+    static uint32_t got[32][4];
+    cudaStream_t stream;
+    cudaStreamCreateWithFlags(&stream, 0);
+    emulated::launch(stream, 1, 32, 512, [&] {
+        uint8_t* shared = dynamic_shared<uint8_t>();
+        for (int i = 0; i < 16; i++) shared[threadIdx.x * 16 + i] = uint8_t(threadIdx.x * 8 + i / 4);
+        __syncwarp();
+        // The matrices in turned order.
+        load_matrices(got[threadIdx.x], shared + (threadIdx.x ^ 24) * 16);
+    });
+    cudaStreamDestroy(stream);
+    for (int lane = 0; lane < 32; lane++) {
+        for (int matrix = 0; matrix < 4; matrix++) {
+            const uint32_t want = uint32_t((3 - matrix) * 64 + lane / 4 * 8 + lane % 4) * 0x01010101u;
+            if (got[lane][matrix] != want) fail("a matrix", lane, matrix, got[lane][matrix], want);
+        }
+    }
+    check_refused("same banks", 8192, [&] {
+        uint32_t words[4];
+        load_matrices(words, dynamic_shared<uint8_t>() + threadIdx.x * 64);
+    });
+}
+
 /// A copy is not there before it was waited for, and what was there before is no more.
 static void check_copies() {
     alignas(16) static uint32_t from[64];
@@ -164,5 +189,6 @@ int main() {
     check_layout<bf16, float>("bf16", A_K16, B_K16, [](auto& c, auto& a, auto& b) { mma_half<bf16>(c, a, b); });
     check_layout<f16, float>("f16", A_K16, B_K16, [](auto& c, auto& a, auto& b) { mma_half<f16>(c, a, b); });
     check_layout<int8_t, int32_t>("int8", A_K32, B_K32, [](auto& c, auto& a, auto& b) { mma_int8(c, a, b); });
+    check_matrices();
     check_copies();
 }

@@ -330,6 +330,8 @@ void warp_together(void* mine, void (*together)(void* const*)) {
     s.go_on(warp, first, lanes);
 }
 
+void fail(const char* what) { scheduler().fail(what); }
+
 void copy_async(void* to, const void* from, unsigned bytes, unsigned given) {
     Scheduler& s = scheduler();
     const auto shared = reinterpret_cast<uintptr_t>(s.shared.get()), at = reinterpret_cast<uintptr_t>(to);

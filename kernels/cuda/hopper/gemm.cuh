@@ -29,15 +29,10 @@ template <class T> using Element = typename CutlassElement<T>::type;
 /// The node of an epilogue: what CUTLASS asks of a visitor. A thread calls the scalar function for each of its sums.
 template <class T, class Scaling> struct Visitor {
     struct SharedStorage {};
-    struct Arguments {
-        Epilogue e{View{}};
-        Scaling scaling{};
-        /// Rows of a batch.
-        uint32_t m = 0;
-        /// Whether the residual comes by TMA, as the matrix C.
-        bool source = false;
-    };
+    // A residual that is read with the tiles is the matrix C.
+    using Arguments = Finish<T, Scaling>;
     using Params = Arguments;
+    using Row = typename Params::Row;
 
     template <class Shape> static constexpr Params to_underlying_arguments(const Shape&, const Arguments& args, void*) {
         return args;
@@ -54,19 +49,13 @@ template <class T, class Scaling> struct Visitor {
 
     CUTLASS_HOST_DEVICE Visitor() {}
     CUTLASS_HOST_DEVICE Visitor(const Params& params, const SharedStorage&) : params(&params) {}
-    CUTLASS_DEVICE bool is_producer_load_needed() const { return params->source; }
-    CUTLASS_DEVICE bool is_C_load_needed() const { return params->source; }
+    CUTLASS_DEVICE bool is_producer_load_needed() const { return params->tiled_residual; }
+    CUTLASS_DEVICE bool is_C_load_needed() const { return params->tiled_residual; }
 
     template <class... Args>
     CUTLASS_DEVICE auto get_producer_load_callbacks(const cutlass::epilogue::fusion::ProducerLoadArgs<Args...>&) {
         return cutlass::epilogue::fusion::EmptyProducerLoadCallbacks{};
     }
-
-    /// What a thread finds once for a row of its tile. Gate and residual are of dense rows.
-    struct Row {
-        typename Scaling::Row scaling;
-        const T *gate, *residual;
-    };
 
     // Coordinates are of (CPY, CPY_M, CPY_N, EPI_M, EPI_N), relative to the thread's first; rows are the same without
     // what differs in the column alone.
@@ -84,19 +73,12 @@ template <class T, class Scaling> struct Visitor {
               first_column(first_column), batch(batch), m(m), n(n) {}
 
         CUTLASS_DEVICE void begin() {
-            const Epilogue& e = params.e;
             auto found = cute::filter_zeros(rows);
             auto places = cute::filter_zeros(coordinates, rows.stride());
             CUTLASS_PRAGMA_UNROLL
             for (int i = 0; i < cute::size(found); i++) {
                 // Beyond the last row it is read once more, as a tile's results there are not written.
-                const uint32_t in_batch = min(first_row + uint32_t(cute::get<0>(places(i))), m - 1);
-                const uint32_t row = batch * m + in_batch;
-                found(i).scaling = params.scaling.row(row);
-                if (e.gate.data) found(i).gate = static_cast<const T*>(e.gate.data) + e.gate.rows.offset(row);
-                if (e.residual.data && !params.source) {
-                    found(i).residual = static_cast<const T*>(e.residual.data) + e.residual.rows.offset(row);
-                }
+                found(i) = params.row(batch * m + min(first_row + uint32_t(cute::get<0>(places(i))), m - 1));
             }
         }
 
@@ -122,10 +104,10 @@ template <class T, class Scaling> struct Visitor {
             });
             if (e.bias) each([&](int i, const Row&) { bias[i] = e.bias[column[i]]; });
             if (e.gate.data) each([&](int i, const Row& row) { gate[i] = widen(row.gate[column[i]]); });
-            if (params.source) {
+            if (params.tiled_residual) {
                 const auto sources = cute::recast<cutlass::Array<typename Source::value_type, N>>(source)(epi_v);
                 each([&](int i, const Row&) { residual[i] = float(sources[i]); });
-            } else if (e.residual.data) {
+            } else if (params.reads_residual()) {
                 each([&](int i, const Row& row) { residual[i] = widen(row.residual[column[i]]); });
             }
             with_activation(e.activation, [&](auto activation) {
@@ -165,55 +147,55 @@ struct Pingpong {
     using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
 };
 
-/// A kernel: x (M, K) of A and a weight (N, K) of A to out (M, N) of T, both rows of dense K.
-template <class A, class T, class Scaling, class Tile, class Cluster, class Schedule> struct Kernel {
+/// An instance: x (M, K) of A and a weight (N, K) of A to out (M, N) of T, both rows of dense K.
+template <class A, class T, class Scaling, class Tile, class Cluster, class Schedule> struct Instance {
     static_assert(sizeof(T) == 2, "a residual comes as its own type alone where it has 16 bits");
     using Strides = cute::Stride<int64_t, cute::_1, int64_t>;
     // One weight for all batches.
     using WeightStrides = cute::Stride<int64_t, cute::_1, cute::_0>;
     static constexpr int ALIGNED = 16 / sizeof(A), OUT_ALIGNED = 16 / sizeof(T);
 
-    using Finish = typename cutlass::epilogue::collective::CollectiveBuilder<
+    using Store = typename cutlass::epilogue::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
         cutlass::epilogue::collective::EpilogueTileAuto, typename Scaling::Sum, float, Element<T>, Strides, OUT_ALIGNED,
         Element<T>, Strides, OUT_ALIGNED, typename Schedule::Epilogue, Visitor<T, Scaling>>::CollectiveOp;
     using Multiply = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element<A>, Strides, ALIGNED, Element<A>, WeightStrides,
         ALIGNED, typename Scaling::Sum, Tile, Cluster,
-        cutlass::gemm::collective::StageCountAutoCarveout<int(sizeof(typename Finish::SharedStorage))>,
+        cutlass::gemm::collective::StageCountAutoCarveout<int(sizeof(typename Store::SharedStorage))>,
         typename Schedule::Mainloop>::CollectiveOp;
-    using Gemm = cutlass::gemm::device::GemmUniversalAdapter<
-        cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Multiply, Finish>>;
+    // Sizes are (M, N, K, batches).
+    using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Multiply, Store>;
+    using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-    static_assert(Gemm::GemmKernel::SharedStorageSize <= 227 << 10, "a block has 227 KB of shared memory");
+    static_assert(Kernel::SharedStorageSize <= 227 << 10, "a block has 227 KB of shared memory");
 
     static void run(const Call& call, const Problem& p, const Epilogue& e, const Scaling& scaling) {
         const auto* x = static_cast<const Element<A>*>(p.x.data);
         const auto* weight = static_cast<const Element<A>*>(p.weight);
         auto* out = static_cast<Element<T>*>(e.out);
-        const bool source = p.residual.data != nullptr;
+        const bool tiled = p.residual.data != nullptr;
         // Where there is no residual, it is not read, but has to be a place.
-        const auto* residual = source ? static_cast<const Element<T>*>(p.residual.data) : out;
-        const Lines& lines = source ? p.residual : p.out;
-        typename Gemm::Arguments args{
+        const auto* residual = tiled ? static_cast<const Element<T>*>(p.residual.data) : out;
+        const Lines& lines = tiled ? p.residual : p.out;
+        typename Kernel::Arguments args{
             cutlass::gemm::GemmUniversalMode::kGemm,
             {p.m, p.n, p.k, p.batch},
             {x, {p.x.row, {}, p.x.batch}, weight, {p.weight_row, {}, {}}},
-            {{e, scaling, uint32_t(p.m), source},
-             residual,
-             {lines.row, {}, lines.batch},
-             out,
-             {p.out.row, {}, p.out.batch}}};
+            {{e, scaling, tiled}, residual, {lines.row, {}, lines.batch}, out, {p.out.row, {}, p.out.batch}},
+            {},
+            {}};
         args.hw_info.device_id = call.device.ordinal;
         args.hw_info.sm_count = call.device.properties.multiProcessorCount;
-        Gemm gemm;
-        if (Gemm::can_implement(args) != cutlass::Status::kSuccess) {
+        if (!Kernel::can_implement(args)) {
             throw Failure{Code::internal, "A tensor-core multiply got operands that it does not take"};
         }
-        cutlass::Status status = gemm.initialize(args, nullptr, call.device.work);
-        if (status == cutlass::Status::kSuccess) status = gemm.run(call.device.work);
-        if (status != cutlass::Status::kSuccess) {
-            throw Failure{Code::internal, std::string("A tensor-core multiply: ") + cutlassGetStatusString(status)};
+        check(cudaFuncSetAttribute(cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Kernel::SharedStorageSize),
+              "Shared memory");
+        typename Kernel::Params params = Kernel::to_underlying_arguments(args, nullptr);
+        if (Gemm::run(params, call.device.work) != cutlass::Status::kSuccess) {
+            throw Failure{Code::internal, "The launch of a tensor-core multiply failed"};
         }
     }
 };

@@ -7,6 +7,7 @@ namespace denoise {
 
 template <class T> struct ConvOperands {
     using Value = float;
+    using Sum = float;
     ConvInput<T> x;
     const T* weight;
     uint32_t k;
@@ -16,7 +17,7 @@ template <class T> struct ConvOperands {
     }
     __device__ float b(uint32_t column, uint32_t at, uint32_t) const { return widen(weight[uint64_t(column) * k + at]); }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 } // namespace denoise

@@ -1,5 +1,6 @@
 // `linear`, the packing of its weights, and `matmul`.
 
+#include "../hopper/ways.cuh"
 #include "../mma_gemm.cuh"
 
 namespace denoise {
@@ -9,13 +10,14 @@ constexpr int64_t INNER = 4;
 
 template <class T> struct LinearOperands {
     using Value = float;
+    using Sum = float;
     const T *x, *weight;
     RowMap x_rows;
     uint32_t inner;
     __device__ float a(uint32_t row, uint32_t k) const { return widen(x[x_rows.offset(row) + k]); }
     __device__ float b(uint32_t column, uint32_t k, uint32_t) const { return widen(weight[uint64_t(column) * inner + k]); }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 } // namespace denoise
@@ -24,18 +26,26 @@ DENOISE_WAYS(linear) {
     namespace op = schema::linear;
     const View x = call.view(op::x), weight = call.view(op::weight), out = call.view(op::out);
     const int64_t n = call.i32(op::param_n), k = call.i32(op::param_k);
+    const Sizes sizes{out.rows(), n, k, 1};
     check_aligned(weight, schema::size_of(x.dtype));
     const Epilogue e = layer_epilogue(call, out, op::bias, op::gate, op::residual, op::param_act);
     with_float(x.dtype, [&](auto zero) {
         using T = decltype(zero);
-        if constexpr (sizeof(T) == 2) {
-            const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
-            const DenseProduct<T> product{{{x.as<const uint8_t>(), RowMap(x)}, {weight.as<const uint8_t>(), row_bytes, 16}}};
-            add_mma(ways, call, product, e, out.dtype, {out.rows(), n, k, 1});
-        }
+        const auto add_own = [&] {
+            if constexpr (sizeof(T) == 2) {
+                const auto row_bytes = uint64_t(round_up(k, INNER)) * sizeof(T);
+                const Columns columns{weight.as<const uint8_t>(), row_bytes, row_bytes, 16};
+                add_mma(ways, call, DenseProduct<T>{{{x.as<const uint8_t>(), RowMap(x)}, columns}}, e, out.dtype, sizes);
+            }
+        };
+        // Of few rows, what reads the weight once is the first guess.
+        const bool few = sizes.m <= FEW_M;
+        if (few) add_own();
+        hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
+        if (!few) add_own();
         if (!ways.empty()) return;
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
-        add_tiles<T>(ways, call, operands, e, {out.rows(), n, k, 1});
+        add_tiles<T>(ways, call, operands, e, sizes);
     });
 }
 
@@ -73,6 +83,7 @@ namespace denoise {
 
 template <class T> struct MatmulOperands {
     using Value = float;
+    using Sum = float;
     const T *x, *y;
     /// The axes but the last two of each: a batch's matrix.
     RowMap x_batches, y_batches;
@@ -86,7 +97,7 @@ template <class T> struct MatmulOperands {
         return widen(y[y_batches.offset(batch) + int64_t(k) * y_row + int64_t(column) * y_column]);
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 /// A view without its last axis, whose rows are then the matrices of its batches.

@@ -31,6 +31,7 @@ struct PackedFilters {
 /// x of floats.
 template <class T> struct FloatConvOperands {
     using Value = float;
+    using Sum = float;
     ConvInput<T> x;
     PackedFilters weight;
     __device__ float a(uint32_t row, uint32_t at) const {
@@ -39,12 +40,13 @@ template <class T> struct FloatConvOperands {
     }
     __device__ float b(uint32_t column, uint32_t at, uint32_t) const { return weight.code(column, at); }
     __device__ float fold(float sum, uint32_t column, uint32_t) const { return sum * weight.scales[column]; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 /// x that is quantized to int8 as it is read, by a scale for the whole of it.
 template <class T> struct IntegerConvOperands {
     using Value = int32_t;
+    using Sum = float;
     ConvInput<T> x;
     PackedFilters weight;
     const float* amax;
@@ -58,7 +60,7 @@ template <class T> struct IntegerConvOperands {
     }
     __device__ int32_t b(uint32_t column, uint32_t at, uint32_t) const { return int32_t(weight.code(column, at)); }
     __device__ float fold(int32_t sum, uint32_t column, uint32_t) const { return float(sum) * weight.scales[column]; }
-    __device__ float row_scale(uint32_t) const { return scale(); }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum * scale(); }
 };
 
 } // namespace denoise

@@ -1,5 +1,6 @@
 // `linear` by quantized weights, and their packing.
 
+#include "../hopper/ways.cuh"
 #include "../quantized_linear.cuh"
 
 namespace denoise {
@@ -7,6 +8,7 @@ namespace denoise {
 /// x of floats by a quantized weight, which becomes floats as it is read.
 template <class T> struct WeightOnlyOperands {
     using Value = float;
+    using Sum = float;
     const T* x;
     RowMap x_rows;
     PackedWeight weight;
@@ -16,12 +18,13 @@ template <class T> struct WeightOnlyOperands {
         return (weight.code(column, k) - float(weight.zero(group))) * weight.scales[group];
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t) const { return 1.0f; }
+    __device__ float number(float sum, uint32_t, uint32_t) const { return sum; }
 };
 
 /// Rows of fp8 by a weight of fp8.
 struct Fp8Operands {
     using Value = float;
+    using Sum = float;
     QuantizedRows x;
     PackedWeight weight;
     __device__ float a(uint32_t row, uint32_t k) const { return rows_value(x.kind, x.row(row)[k]); }
@@ -29,13 +32,14 @@ struct Fp8Operands {
         return weight.code(column, k) * weight.scales[weight.group_of(column, k)];
     }
     __device__ float fold(float sum, uint32_t, uint32_t) const { return sum; }
-    __device__ float row_scale(uint32_t row) const { return x.scale(row); }
+    __device__ float number(float sum, uint32_t row, uint32_t) const { return sum * x.scale(row); }
 };
 
 /// Rows of integers by a weight of integers: a tile's sum is exact, and of one group of the weight, as groups are of a
 /// multiple of a tile's columns or of all.
 struct IntegerOperands {
     using Value = int32_t;
+    using Sum = float;
     QuantizedRows x;
     PackedWeight weight;
     __device__ int32_t a(uint32_t row, uint32_t k) const { return int32_t(uint32_t(int8_t(x.row(row)[k])) - uint32_t(x.zero(row))); }
@@ -45,7 +49,21 @@ struct IntegerOperands {
     __device__ float fold(int32_t sum, uint32_t column, uint32_t k) const {
         return float(sum) * weight.scales[weight.group_of(column, k)];
     }
-    __device__ float row_scale(uint32_t row) const { return x.scale(row); }
+    __device__ float number(float sum, uint32_t row, uint32_t) const { return sum * x.scale(row); }
+};
+
+/// Codes of rows by codes of a weight, whose sums are scaled as a whole.
+template <class Scaling> struct CodesOperands {
+    using Value = typename Scaling::Sum;
+    using Sum = Value;
+    PackedWeight weight;
+    Scaling scaling;
+    __device__ Value a(uint32_t row, uint32_t k) const { return Value(rows_value(scaling.x.kind, scaling.x.row(row)[k])); }
+    __device__ Value b(uint32_t column, uint32_t k, uint32_t) const { return Value(weight.code(column, k)); }
+    __device__ Sum fold(Value sum, uint32_t, uint32_t) const { return sum; }
+    __device__ float number(Sum sum, uint32_t row, uint32_t column) const {
+        return Scaling::number(sum, scaling.row(row), scaling.column(column));
+    }
 };
 
 static Format packed_format(const Call& call, int format) {
@@ -65,18 +83,33 @@ DENOISE_WAYS(quantized_linear) {
     const Sizes sizes{out.rows(), n, k, 1};
     const QuantizedRows quantized(x, rows, k);
     const QuantizedMultiply multiply{x, out, weight, e, sizes};
-    if (rows != schema::Rows::none) add_rows(ways, call, multiply, quantized);
-    else if (x.dtype == schema::DType::bf16) add_bf16(ways, call, multiply);
-    else if (x.dtype == schema::DType::f16) add_f16(ways, call, multiply);
-    if (!ways.empty()) return;
+    const auto add_own = [&] {
+        if (rows != schema::Rows::none) add_rows(ways, call, multiply, quantized);
+        else if (x.dtype == schema::DType::bf16) add_bf16(ways, call, multiply);
+        else if (x.dtype == schema::DType::f16) add_f16(ways, call, multiply);
+    };
+    // Of few rows, what reads the weight once is the first guess.
+    const bool few = sizes.m <= FEW_M;
+    if (few) add_own();
     with_float(out.dtype, [&](auto zero) {
         using T = decltype(zero);
+        const auto add_others = [&](const auto& operands) {
+            if (!few) add_own();
+            if (ways.empty()) add_tiles<T>(ways, call, operands, e, sizes);
+        };
+        const auto add_codes = [&](const auto& scaling) {
+            hopper::add_codes<T>(ways, call, x, weight, scaling, e, sizes.m, n);
+            add_others(CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling});
+        };
         switch (rows) {
-        case schema::Rows::none:
-            return add_tiles<T>(ways, call, WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight}, e, sizes);
+        case schema::Rows::none: return add_others(WeightOnlyOperands<T>{x.as<const T>(), RowMap(x), weight});
         case schema::Rows::e4m3:
-        case schema::Rows::e5m2: return add_tiles<T>(ways, call, Fp8Operands{quantized, weight}, e, sizes);
-        default: return add_tiles<T>(ways, call, IntegerOperands{quantized, weight}, e, sizes);
+        case schema::Rows::e5m2:
+            if (weight.by_column()) return add_codes(Fp8Scaling{quantized, weight.scales});
+            return add_others(Fp8Operands{quantized, weight});
+        default:
+            if (weight.by_column()) return add_codes(IntegerScaling{quantized, weight.scales, weight.sums});
+            return add_others(IntegerOperands{quantized, weight});
         }
     });
 }
@@ -93,6 +126,17 @@ struct PackArgs {
     int8_t* to_zeros;
     uint64_t row_bytes, code_bytes, groups;
 };
+
+/// The sum of the codes of each row of a packed weight, by a team for each.
+__global__ void sum_codes_kernel(PackedWeight packed, int32_t* sums, uint32_t rows) {
+    const uint32_t row = team_row();
+    if (row >= rows) return;
+    // Exact in floats: a lane adds up few enough.
+    float sum = 0;
+    for (uint32_t i = threadIdx.x; i < packed.k; i += blockDim.x) sum += packed.code(row, i);
+    sum = team_all(sum, Sum{}, 0.0f);
+    if (threadIdx.x == 0) sums[row] = int32_t(sum);
+}
 
 __global__ void pack_quantized_kernel(PackArgs args) {
     const uint64_t step = uint64_t(gridDim.x) * blockDim.x, first = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -127,4 +171,8 @@ DENOISE_OP(pack_quantized) {
     check(cudaMemsetAsync(out.data, 0, size_t(out.length()), call.device.work), "pack_quantized");
     const int64_t count = std::max(args.code_bytes, args.groups);
     launch(call, pack_quantized_kernel, unsigned(std::min<int64_t>(ceil_div(count, 256), 65535)), 256, 0, args);
+    if (format.is_integer() && packed.by_column()) {
+        const Teams teams(n, k);
+        launch(call, sum_codes_kernel, teams.blocks, teams.threads, 0, packed, const_cast<int32_t*>(packed.sums), count32(n));
+    }
 }

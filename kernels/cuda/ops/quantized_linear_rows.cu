@@ -11,14 +11,17 @@ void denoise::add_rows(Ways& ways, const Call& call, const QuantizedMultiply& mu
     };
     switch (weight.format.kind) {
     case schema::Format::int8:
-        if (multiply.by_column()) add(Int8Product{{x, columns}, weight.scales});
+        if (weight.by_column()) add(Int8Product{{{x, columns}, {x, weight.scales, weight.sums}}});
+        return;
+    case schema::Format::sparse_int8:
+        if (weight.by_column()) add(SparseProduct{{{x, columns}, {x, weight.scales, weight.sums}}});
         return;
     case schema::Format::int4:
         if (multiply.by_group()) add(Int4Product{{x, columns}, Groups(weight)});
         return;
     case schema::Format::e4m3:
     case schema::Format::e5m2: {
-        if (!multiply.by_column()) return;
+        if (!weight.by_column()) return;
         const auto x_format = x.kind == schema::Rows::e4m3 ? schema::Format::e4m3 : schema::Format::e5m2;
         const SmallBits x_bits = SmallBits::of<f16>(Format{x_format, 0, 0, 1});
         return add(Fp8Product{x, columns, weight.scales, x_bits, SmallBits::of<f16>(weight.format)});

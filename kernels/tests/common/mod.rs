@@ -218,6 +218,14 @@ pub fn run_views(level: Level, pool: &Pool, op: Op, args: &Args) -> Result<()> {
     }
 }
 
+/// The ways that the emulated device names for an instruction over memory of its own, which is not touched.
+pub fn cuda_ways(op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<String> {
+    // As far aligned as a device's memory is.
+    let aligned = |tensor: &Tensor| View { ptr: (1usize << 12) as *mut u8, ..tensor.clone().view() };
+    let operands: Vec<_> = inputs.iter().map(Option::as_ref).chain([Some(out)]).map(|t| t.map(aligned)).collect();
+    CUDA.with(|cuda| cuda.ways(op, &operands, params)).unwrap()
+}
+
 /// Runs one instruction over copies in the device's memory, guards and all.
 fn run_in_device_memory(op: Op, inputs: &[Option<Tensor>], out: &mut Tensor, params: &[u32]) -> Result<()> {
     fn bytes(memory: &mut [u64]) -> &mut [u8] {

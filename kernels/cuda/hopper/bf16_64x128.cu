@@ -1,0 +1,11 @@
+#include "gemm.cuh"
+
+namespace denoise::hopper {
+
+DENOISE_HOPPER_KERNEL(bf16_64x128, NoScaling) {
+    using namespace cute;
+    using Tile = Shape<_64, _128, _128>;
+    Instance<bf16, bf16, NoScaling, Tile, Shape<_1, _1, _1>, Pingpong>::run(call, problem, e, scaling);
+}
+
+} // namespace denoise::hopper

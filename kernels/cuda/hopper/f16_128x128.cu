@@ -1,0 +1,11 @@
+#include "gemm.cuh"
+
+namespace denoise::hopper {
+
+DENOISE_HOPPER_KERNEL(f16_128x128, NoScaling) {
+    using namespace cute;
+    using Tile = Shape<_128, _128, _64>;
+    Instance<f16, f16, NoScaling, Tile, Shape<_2, _1, _1>, Pingpong>::run(call, problem, e, scaling);
+}
+
+} // namespace denoise::hopper
