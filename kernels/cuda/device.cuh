@@ -274,7 +274,7 @@ void launch(const Call& call, void (*kernel)(Params...), dim3 blocks, dim3 threa
 /// The shared memory that a launch asked for.
 template <class T> __device__ T* dynamic_shared() {
 #ifdef __CUDACC__
-    extern __shared__ __align__(128) unsigned char memory[];
+    extern __shared__ __align__(1024) unsigned char memory[];
     return reinterpret_cast<T*>(memory);
 #else
     return reinterpret_cast<T*>(emulated::place.shared);

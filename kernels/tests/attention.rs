@@ -34,18 +34,20 @@ struct Case {
     causal: bool,
     /// Whether the operands lie as (B, S, H, D) with a gap after each row.
     tokens_first: bool,
+    /// The gap in elements.
+    gap: usize,
     scale: f32,
 }
 
 fn case(dtype: DType, sq: usize, sk: usize, d: usize) -> Case {
     let scale = 1.0 / (d as f32).sqrt();
-    Case { dtype, b: 1, h: 2, sq, sk, d, bias: Bias::None, causal: false, tokens_first: false, scale }
+    Case { dtype, b: 1, h: 2, sq, sk, d, bias: Bias::None, causal: false, tokens_first: false, gap: 3, scale }
 }
 
 fn tensor(c: &Case, s: usize) -> Tensor {
     let shape = [c.b, c.h, s, c.d];
     if c.tokens_first {
-        let row = c.d + 3;
+        let row = c.d + c.gap;
         Tensor::with_strides(c.dtype, &shape, &[s * c.h * row, row, c.h * row, 1])
     } else {
         Tensor::empty(c.dtype, &shape)
@@ -75,13 +77,45 @@ fn operands(c: &Case, rng: &mut Rng) -> Vec<Option<Tensor>> {
 }
 
 fn params(c: &Case) -> [u32; 3] {
-    [c.scale.to_bits(), c.causal as u32, 0]
+    params_of(c, 0)
+}
+
+fn params_of(c: &Case, way: u32) -> [u32; 3] {
+    [c.scale.to_bits(), c.causal as u32, way]
+}
+
+/// Levels and ways of each; one that a call lacks is its first.
+fn ways() -> Vec<(Level, u32)> {
+    let ways = |level| if level == Level::CudaEmulated { 0..WAYS } else { 0..1 };
+    levels().into_iter().flat_map(|level| ways(level).map(move |way| (level, way))).collect()
 }
 
 fn check(c: Case) {
     let mut rng = Rng(c.sq as u64 * 1009 + c.sk as u64 * 31 + c.d as u64);
-    conform(&format!("{c:?}"), Op::Attention, &operands(&c, &mut rng), &tensor(&c, c.sq), &params(&c));
+    check_inputs(&format!("{c:?}"), &c, &operands(&c, &mut rng));
 }
+
+fn check_inputs(what: &str, c: &Case, inputs: &[Option<Tensor>]) {
+    conform(what, Op::Attention, inputs, &tensor(c, c.sq), &params(c));
+    // 32-bit floats have one way.
+    let others = ways().into_iter().filter(|&(_, way)| way > 0 && c.dtype != DType::F32);
+    let pool = Pool::new(1).unwrap();
+    let mut want = None;
+    for (level, way) in others {
+        let want = want.get_or_insert_with(|| {
+            let mut want = tensor(c, c.sq);
+            run(Level::Reference, &pool, Op::Attention, &mut inputs.to_vec(), &mut want, &params(c));
+            want.values()
+        });
+        let mut got = tensor(c, c.sq);
+        run(level, &pool, Op::Attention, &mut inputs.to_vec(), &mut got, &params_of(c, way));
+        let error = normalized_error(&got.values(), want);
+        assert!(error <= bound(c.dtype), "{what}: way {way} on {}: error {error:.3e}", level.name());
+    }
+}
+
+/// The CUDA library's ways by tensor cores; the plain one is the first where those do not take a call.
+const WAYS: u32 = 2;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -157,6 +191,25 @@ fn results_do_not_depend_on_threads() {
     }
 }
 
+/// What tensor cores take: rows that begin at multiples of 16 bytes. Tiles of queries and of keys, whole, cut off, one or
+/// several, heads as wide as theirs or less, and each with what hides keys.
+#[test]
+fn rows_of_sixteen_bytes() {
+    for (i, d) in [64, 128, 8, 40, 72, 96, 120].into_iter().enumerate() {
+        for (j, (sq, sk)) in [(1, 1), (128, 128), (130, 300), (77, 129), (257, 64), (64, 193)].into_iter().enumerate() {
+            let dtype = [DType::BF16, DType::F16][(i + j) % 2];
+            let c = Case { b: 2, tokens_first: j % 2 == 0, gap: 8, ..case(dtype, sq, sk, d) };
+            check(Case { h: 1, ..c });
+            check(match (i + j) % 4 {
+                0 => Case { causal: true, ..c },
+                1 => Case { bias: Bias::Keys, ..c },
+                2 => Case { causal: true, bias: Bias::Heads, ..c },
+                _ => Case { bias: Bias::Full, ..c },
+            });
+        }
+    }
+}
+
 /// Scores so far apart that a softmax without its maximum would overflow.
 #[test]
 fn extreme_scores() {
@@ -172,7 +225,7 @@ fn extreme_scores() {
             _ => -1e4,
         });
         inputs[3] = Some(full);
-        conform("far apart", Op::Attention, &inputs, &tensor(&c, c.sq), &params(&c));
+        check_inputs("far apart", &c, &inputs);
     }
 }
 
@@ -189,10 +242,10 @@ fn masks() {
             (key, row) if row % 7 == 3 && key > 3 => f32::NEG_INFINITY,
             (key, row) => ((key * row) % 5) as f32,
         }));
-        conform("masks", Op::Attention, &inputs, &tensor(&c, c.sq), &params(&c));
-        for level in levels() {
+        check_inputs("masks", &c, &inputs);
+        for (level, way) in ways() {
             let mut out = tensor(&c, c.sq);
-            run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
+            run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params_of(&c, way));
             assert!(out.values()[..16].iter().all(|&x| x == 0.0), "a row that sees no key is zero");
         }
     }
@@ -200,12 +253,14 @@ fn masks() {
 
 #[test]
 fn no_keys_give_zeros() {
-    let c = case(DType::F32, 5, 0, 8);
-    let inputs = operands(&c, &mut Rng(1));
-    for level in levels() {
-        let mut out = tensor(&c, c.sq);
-        run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
-        assert!(out.values().iter().all(|&x| x == 0.0));
+    for dtype in DTYPES {
+        let c = case(dtype, 5, 0, 8);
+        let inputs = operands(&c, &mut Rng(1));
+        for (level, way) in ways() {
+            let mut out = tensor(&c, c.sq);
+            run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params_of(&c, way));
+            assert!(out.values().iter().all(|&x| x == 0.0));
+        }
     }
 }
 
@@ -217,12 +272,13 @@ fn nan_and_infinity_propagate() {
             let mut inputs = operands(&c, &mut Rng(6));
             let view = inputs[operand].as_mut().unwrap().view();
             unsafe { view.set(element, value) };
-            let mut all = levels();
-            all.push(Level::Reference);
+            let mut all = ways();
+            all.push((Level::Reference, 0));
             all.iter()
-                .map(|&level| {
+                .map(|&(level, way)| {
                     let mut out = tensor(&c, c.sq);
-                    run(level, &Pool::new(1).unwrap(), Op::Attention, &mut inputs.clone(), &mut out, &params(&c));
+                    let pool = Pool::new(1).unwrap();
+                    run(level, &pool, Op::Attention, &mut inputs.clone(), &mut out, &params_of(&c, way));
                     out.values().iter().map(|x| x.is_nan()).collect()
                 })
                 .collect()

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A source, the object that the build makes of it, what stands in the source, and the fault.
-const FAULTS: [(&str, &str, &str, &str); 9] = [
+const FAULTS: [(&str, &str, &str, &str); 13] = [
     ("ops/norm.cu", "layer norm without its shift", "if (shift->data)", "if (false)"),
     ("ops/linear.cu", "an epilogue that adds the gate", "y *= gate;", "y += gate;"),
     (
@@ -18,6 +18,30 @@ const FAULTS: [(&str, &str, &str, &str); 9] = [
         "        // Multiply.",
     ),
     ("ops/linear.cu", "results beyond the last column", "if (column < n) finish<T>", "finish<T>"),
+    (
+        "ops/attention.cu",
+        "sums that keep what they were relative to",
+        "sums[m][n][i] *= shrink[i / 2];",
+        "sums[m][n][i] *= 1.0f;",
+    ),
+    (
+        "ops/attention.cu",
+        "keys that are read before they are there",
+        "copy_wait<0>();\n        __syncthreads();\n        v.template",
+        "__syncthreads();\n        v.template",
+    ),
+    (
+        "ops/attention.cu",
+        "keys whose place is taken before they are read",
+        "barrier_wait(&barriers.k_empty[stage], round(tile) ^ 1);",
+        "",
+    ),
+    (
+        "ops/attention.cu",
+        "scores that are read before they are there",
+        "wgmma_wait<1>(scores)",
+        "wgmma_wait<2>(scores)",
+    ),
     ("ops/linear.cu", "a slab that is not waited for", "wait_for_all_but(stages - 2);", ";"),
     (
         "ops/linear.cu",
@@ -45,6 +69,12 @@ fn conformance() {
     let inputs = [Some(x.clone()), None, None, Some(row.clone()), Some(row)];
     conform("faults", Op::LayerNorm, &inputs, &Tensor::padded(DType::F32, &[3, 70], 1), &[1e-6f32.to_bits(), 0]);
     conform("faults", Op::Softmax, &[Some(x.clone())], &Tensor::empty(DType::F32, &[3, 70]), &[]);
+    let mut heads = |tokens| Some(Tensor::empty(DType::BF16, &[1, 2, tokens, 40]).random(&mut rng, 2.0));
+    let inputs = [heads(70), heads(300), heads(300), None];
+    let out = Tensor::empty(DType::BF16, &[1, 2, 70, 40]);
+    for way in 0..2 {
+        conform("faults", Op::Attention, &inputs, &out, &[0.2f32.to_bits(), 0, way]);
+    }
     let weight = Tensor::empty(DType::F32, &[90, 70]).random(&mut rng, 1.0);
     let gate = Tensor::empty(DType::F32, &[90]).random(&mut rng, 1.0);
     let prepare = |level: Level, pool: &Pool| {

@@ -60,6 +60,24 @@ void copy_wait(unsigned last);
 /// Does something of the host's now, or adds it to the graph that the stream is captured into.
 void enqueue(struct Stream* stream, std::function<void()> work);
 
+/// Ends the launch with an error: a thread did what no device takes.
+[[noreturn]] void fail(const char* what);
+/// Lets other threads go on, for one that waits for what it can only look at.
+void give_way();
+/// Says that something is no longer as it was, or was waited for and came: who gives way looks again.
+void has_changed();
+/// Does something once no thread can go on without it; in every other block, at once.
+void later(std::function<void()> transfer);
+/// Arrives at a numbered barrier of so many threads, and waits for them or does not.
+void numbered_barrier(unsigned number, unsigned threads, bool waits);
+/// Of the products that a warp begins, which are made when they are waited for, in every other block at once: called once
+/// for all lanes, as their warp meets.
+void begin_product(std::function<void()> product);
+/// Without it, after products were waited for, others may not see what registers hold.
+void fence_products();
+void commit_products();
+void wait_for_products(unsigned last);
+
 /// Runs a kernel now, or adds it to the graph that the stream is captured into.
 void launch(struct Stream* stream, dim3 blocks, dim3 threads, size_t shared, std::function<void()> body);
 

@@ -87,7 +87,7 @@ void prepare(Context& context, unsigned char* memory, void (*entry)()) {
 }
 #endif
 
-enum class State : unsigned char { ready, at_block, at_warp, done };
+enum class State : unsigned char { ready, at_block, at_warp, at_number, looking, done };
 
 /// A copy that is under way, and what it brings.
 struct Copy {
@@ -102,6 +102,8 @@ struct Fiber {
     unsigned turn = 0; // which half of the warp's words is being exchanged
     std::vector<Copy> copies; // under way, in order
     std::vector<size_t> groups; // how many of the copies there were at the end of each group
+    unsigned number = 0; // of the barrier that it waits at
+    bool looked = false; // whether it only looks again
     void* fake = nullptr; // the address sanitizer's
 };
 
@@ -110,7 +112,12 @@ struct Warp {
     uint64_t words[2][32];
     void* parts[32];
     void (*together)(void* const*) = nullptr; // of the instruction that lanes wait in
+    std::vector<std::function<void()>> products; // begun, in order
+    std::vector<size_t> product_groups; // how many of them there were at the end of each group
+    bool fenced = false;
 };
+
+constexpr unsigned NUMBERS = 16; // of barriers
 
 /// All fibers of an operating-system thread, which run one block at a time.
 struct Scheduler {
@@ -122,6 +129,9 @@ struct Scheduler {
     const std::function<void()>* body = nullptr;
     const char* fault = nullptr; // what a thread did that no device takes
     unsigned threads = 0, current = 0, arrived = 0, left = 0;
+    unsigned arrived_at[NUMBERS] = {}, changes = 0;
+    std::vector<std::function<void()>> transfers; // that come when no thread can go on
+    bool eager = false; // whether transfers and products are made at once instead
     const void* home_stack = nullptr;
     size_t home_size = 0;
 
@@ -173,6 +183,11 @@ struct Scheduler {
             fibers[i].copies.clear();
             fibers[i].groups.clear();
         }
+        for (Warp& warp : warps) {
+            warp.products.clear();
+            warp.product_groups.clear();
+        }
+        transfers.clear();
         fault = nullptr;
         throw std::runtime_error(what);
     }
@@ -218,6 +233,7 @@ void Scheduler::work() {
     for (;;) {
         (*s.body)();
         if (!s.fibers[s.current].copies.empty()) s.fail("A thread ends with copies under way that it did not wait for");
+        if (!s.warps[s.current / 32].products.empty()) s.fail("A warp ends with products that it did not wait for");
         s.fibers[s.current].groups.clear();
         s.fibers[s.current].state = State::done;
         s.left--;
@@ -228,32 +244,52 @@ void Scheduler::work() {
 void Scheduler::block(dim3 shape, bool backwards) {
     arrived = 0;
     left = threads;
+    eager = backwards;
+    std::fill(std::begin(arrived_at), std::end(arrived_at), 0);
     const unsigned count = (threads + 31) / 32;
-    for (unsigned i = 0; i < count; i++) warps[i].arrived = 0;
+    for (unsigned i = 0; i < count; i++) {
+        warps[i].arrived = 0;
+        warps[i].fenced = false;
+    }
     for (unsigned i = 0; i < threads; i++) {
         fibers[i].state = State::ready;
         fibers[i].turn = 0;
+        fibers[i].looked = false;
     }
     while (left > 0) {
+        const unsigned before = changes;
         bool moved = false;
         for (unsigned w = 0; w < count; w++) {
             const unsigned warp = backwards ? count - 1 - w : w;
             const unsigned first = 32 * warp, lanes = std::min(32u, threads - first);
+            for (unsigned i = first; i < first + lanes; i++) {
+                if (fibers[i].state != State::looking) continue;
+                fibers[i].state = State::ready;
+                fibers[i].looked = true;
+            }
             for (bool again = true; again;) {
                 again = false;
                 for (unsigned i = 0; i < lanes; i++) {
                     const unsigned index = first + (backwards ? lanes - 1 - i : i);
                     if (fibers[index].state != State::ready) continue;
+                    moved = moved || !fibers[index].looked;
+                    fibers[index].looked = false;
                     resume(index, shape);
                     if (fault) abandon(fault);
-                    again = moved = true;
+                    again = true;
                 }
             }
         }
-        if (left > 0 && !moved) {
+        if (left == 0 || moved || changes != before) continue;
+        if (transfers.empty()) {
             abandon("The threads of a block wait for one that never comes: a barrier that only some reach");
         }
+        const auto transfer = std::move(transfers.front());
+        transfers.erase(transfers.begin());
+        transfer();
+        if (fault) abandon(fault);
     }
+    if (!transfers.empty()) abandon("A block ends with copies under way that nobody waited for");
 }
 
 } // namespace
@@ -325,6 +361,66 @@ void copy_wait(unsigned last) {
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + ptrdiff_t(done));
     fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + ptrdiff_t(whole));
     for (size_t& group : fiber.groups) group -= done;
+}
+
+void fail(const char* what) { scheduler().fail(what); }
+
+void give_way() {
+    Scheduler& s = scheduler();
+    s.fibers[s.current].state = State::looking;
+    s.yield();
+}
+
+void has_changed() { scheduler().changes++; }
+
+void later(std::function<void()> transfer) {
+    Scheduler& s = scheduler();
+    if (s.eager) transfer();
+    else s.transfers.push_back(std::move(transfer));
+}
+
+void numbered_barrier(unsigned number, unsigned threads, bool waits) {
+    Scheduler& s = scheduler();
+    if (number >= NUMBERS || threads % 32 != 0 || threads > s.threads) s.fail("A numbered barrier that no device has");
+    if (++s.arrived_at[number] < threads) {
+        if (!waits) return;
+        s.fibers[s.current].number = number;
+        s.fibers[s.current].state = State::at_number;
+        s.yield();
+        return;
+    }
+    s.arrived_at[number] = 0;
+    for (unsigned i = 0; i < s.threads; i++) {
+        if (s.fibers[i].state == State::at_number && s.fibers[i].number == number) s.fibers[i].state = State::ready;
+    }
+    s.changes++;
+}
+
+void begin_product(std::function<void()> product) {
+    Scheduler& s = scheduler();
+    Warp& warp = s.warps[s.current / 32];
+    if (!warp.fenced) s.fail("A product without a fence before it");
+    if (s.eager) product();
+    // Who does not wait is seen all the same.
+    warp.products.push_back(s.eager ? [] {} : std::move(product));
+}
+
+void fence_products() { scheduler().warps[scheduler().current / 32].fenced = true; }
+
+void commit_products() {
+    Warp& warp = scheduler().warps[scheduler().current / 32];
+    warp.product_groups.push_back(warp.products.size());
+}
+
+void wait_for_products(unsigned last) {
+    Warp& warp = scheduler().warps[scheduler().current / 32];
+    warp.fenced = false;
+    if (warp.product_groups.size() <= last) return;
+    const size_t whole = warp.product_groups.size() - last, done = warp.product_groups[whole - 1];
+    for (size_t i = 0; i < done; i++) warp.products[i]();
+    warp.products.erase(warp.products.begin(), warp.products.begin() + ptrdiff_t(done));
+    warp.product_groups.erase(warp.product_groups.begin(), warp.product_groups.begin() + ptrdiff_t(whole));
+    for (size_t& group : warp.product_groups) group -= done;
 }
 
 /// A stream: what it is given is done at once, or kept while a graph is captured.

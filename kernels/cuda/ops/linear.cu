@@ -48,8 +48,8 @@ DENOISE_WAYS(linear) {
         const LtMultiply multiply{LT_TYPE<T>, LT_TYPE<T>, sizes.m, n, k, rows, columns, {}};
         add_cublaslt<T>(ways, call, multiply, NoScaling{}, e);
         if (!few) add_own();
-        if (!ways.empty()) return;
-        add_tiles<T>(ways, call, operands, e, sizes);
+        // Tensor cores have no f32.
+        if (sizeof(T) == 4 || ways.empty()) add_tiles<T>(ways, call, operands, e, sizes);
     });
 }
 
