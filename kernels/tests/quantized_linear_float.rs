@@ -531,7 +531,6 @@ fn refusals() {
     refuses(&case(), &|p| p[3] = 9, "format of code 9");
     refuses(&case(), &|p| p[8] = 9, "rows of code 9");
     refuses(&case(), &|p| p[2] = 99, "activation of code 99");
-    refuses(&case(), &|p| p[9] = 99, "variant 99");
     refuses(&case(), &|p| p[8] = Rows::E4m3 as u32, "cannot multiply rows of E4m3");
     refuses(&case(), &|p| p[0] = 200, "gives out");
     let mut other = case();

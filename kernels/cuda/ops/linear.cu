@@ -35,7 +35,7 @@ DENOISE_WAYS(linear) {
         hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
         const LtMatrix rows{x.data, step_of(operands.x_rows, k)}, columns{weight.data, operands.inner};
-        const LtMultiply multiply{LT_TYPE<T>, LT_TYPE<T>, out.rows(), n, k, rows, columns, {}};
+        const LtMultiply multiply{LT_TYPE<T>, LT_TYPE<T>, sizes.m, n, k, rows, columns, {}};
         add_cublaslt<T>(ways, call, multiply, NoScaling{}, e);
         add_tiles<T>(ways, call, operands, e, sizes);
     });

@@ -1,5 +1,6 @@
 // `linear` by quantized weights, and their packing.
 
+#include "../cublaslt.cuh"
 #include "../gemm.cuh"
 #include "../hopper/ways.cuh"
 
@@ -86,6 +87,7 @@ DENOISE_WAYS(quantized_linear) {
         using T = decltype(zero);
         const auto add_codes = [&](const auto& scaling) {
             hopper::add_codes<T>(ways, call, x, weight, scaling, e, sizes.m, n);
+            add_cublaslt_codes<T>(ways, call, weight, scaling, e, sizes.m, n);
             add_tiles<T>(ways, call, CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling}, e, sizes);
         };
         switch (rows) {
