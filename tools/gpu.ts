@@ -14,7 +14,7 @@ import { schemeOf } from "../lib/quantize/schemes.ts";
 import { checkDeviceName, type DeviceName } from "../lib/tensor/device.ts";
 import { conformance, goldens, machine, pictures, sanitizer } from "./gpu/checks.ts";
 import { describeForecasts, DRY_SCHEMES, H200 } from "./gpu/dry_run.ts";
-import { flux, peer, profile, start } from "./gpu/flux.ts";
+import { flux, fluxAll, peer, peerAll, profile, start } from "./gpu/flux.ts";
 import { ceilings, kernels } from "./gpu/kernels.ts";
 import { addResult, keyOf, output, type Part, readResults, type Result, type Row, type Setting } from "./gpu/part.ts";
 
@@ -26,12 +26,14 @@ const PARTS: readonly Part[] = [
   conformance,
   goldens,
   pictures,
-  kernels,
-  ceilings,
   flux,
   peer,
+  kernels,
+  ceilings,
   profile,
   start,
+  fluxAll,
+  peerAll,
   sanitizer,
 ];
 
@@ -115,11 +117,11 @@ async function runCell(part: Part, cell: string, setting: Setting): Promise<Resu
   const args = ["run", "--allow-all", fileURLToPath(import.meta.url), "--part", part.name, "--cell", cell];
   const setup = ["--device", device, "--out", out, "--python", python, ...small ? ["--small"] : []];
   const env = { DENOISE_DEVICE: device, NO_COLOR: "1" };
-  const found: { row?: Row; error?: string } = await output([Deno.execPath(), ...args, ...setup], {
+  const found: { rows?: Row[]; error?: string } = await output([Deno.execPath(), ...args, ...setup], {
     env,
     seconds: CELL_SECONDS,
   }).then(
-    (text) => ({ row: JSON.parse(text.trim().split("\n").at(-1)!) as Row }),
+    (text) => ({ rows: JSON.parse(text.trim().split("\n").at(-1)!) as Row[] }),
     (error: Error) => ({ error: error.message }),
   );
   const seconds = (performance.now() - begin) / 1000;
@@ -133,14 +135,24 @@ function shorten(value: string | number | boolean): string | number {
 }
 
 /** Whether a cell failed, or found something that did. */
-const hasFailed = ({ error, row }: Result): boolean => error !== undefined || Number(row?.failed ?? 0) > 0;
+const hasFailed = ({ error, rows = [] }: Result): boolean =>
+  error !== undefined || rows.some(({ failed = 0 }) => Number(failed) > 0);
 const isDone = (result: Result | undefined): boolean => result !== undefined && !(flags.retry && hasFailed(result));
+
+/** The other side's time of the same, and how many times this one is as fast. */
+function besideOf({ beside }: Part, row: Row, results: ReadonlyMap<string, Result>): Row {
+  if (!beside) return {};
+  const { part, columns, time } = beside;
+  const other = results.values().filter((result) => result.part === part).flatMap(({ rows = [] }) => rows)
+    .find((candidate) => columns.every((column) => candidate[column] === row[column]));
+  return other ? { [part]: other[time]!, ahead: Number(other[time]) / Number(row[time]) } : { [part]: "-", ahead: "-" };
+}
 
 async function printTables(parts: readonly Part[], setting: Setting): Promise<void> {
   const results = await readResults(setting.out);
   for (const part of parts) {
     const own = [...results.values()].filter((result) => result.part === part.name);
-    const rows = own.flatMap(({ row }) => row ? [row] : []);
+    const rows = own.flatMap(({ rows = [] }) => rows).map((row) => ({ ...row, ...besideOf(part, row, results) }));
     const failed = own.filter(({ error }) => error !== undefined);
     if (own.length === 0) continue;
     console.log(`\n${part.name}: ${part.about}`);
@@ -176,7 +188,7 @@ async function runParts(parts: readonly Part[], setting: Setting): Promise<numbe
 /** Prints what a cell found; what failed is a sentence. */
 async function printCell(part: Part, cell: string, setting: Setting): Promise<void> {
   try {
-    console.log(JSON.stringify(await part.run(cell, setting)));
+    console.log(JSON.stringify([await part.run(cell, setting)].flat()));
   } catch (error) {
     console.error(error instanceof Error ? error.message : String(error));
     Deno.exit(1);
@@ -188,7 +200,7 @@ async function list(parts: readonly Part[], setting: Setting): Promise<void> {
   const rows = [];
   for (const part of parts) {
     const cells = await part.cells(setting);
-    const done = cells.filter((cell) => results.get(keyOf(part.name, cell))?.row).length;
+    const done = cells.filter((cell) => results.get(keyOf(part.name, cell))?.rows).length;
     rows.push({ part: part.name, done: `${done} of ${cells.length}`, about: part.about });
   }
   console.log(formatTable(rows));

@@ -1,6 +1,6 @@
-"""What PyTorch reaches on a device: prints a row as JSON.
+"""What PyTorch reaches on a device: prints rows as JSON.
 
-    ceilings.py --device cuda --problem "float 4608x3072x12288" --calls 20
+    ceilings.py --device cuda --calls 20 "float 4608x3072x12288" copy
 
 A problem is `copy`, `attention BxHxSxD`, or one of `float`, `fp8dqrow`, `int8dq` with rows, inputs and outputs.
 """
@@ -14,8 +14,8 @@ import torch
 
 flags = argparse.ArgumentParser()
 flags.add_argument("--device", required=True)
-flags.add_argument("--problem", required=True)
 flags.add_argument("--calls", type=int, required=True)
+flags.add_argument("problems", nargs="+")
 flags = flags.parse_args()
 ON_GPU = flags.device.startswith("cuda")
 # So much that no cache has it from one use to the next.
@@ -70,14 +70,14 @@ def linear_calls(kind, m, k, n):
     raise SystemExit(f"There is no {kind} in PyTorch")
 
 
-def row():
-    if flags.problem == "copy":
+def row(problem):
+    if problem == "copy":
         count = int(2e9) if ON_GPU else int(1e6)
         source = torch.zeros(count, dtype=torch.uint8, device=flags.device)
         target = torch.empty_like(source)
         seconds = seconds_of([lambda: target.copy_(source)])
         return {"problem": "copy", "us": 1e6 * seconds, "tflops": 0, "gb_s": 2 * count / seconds / 1e9}
-    kind, sizes = flags.problem.split(" ")
+    kind, sizes = problem.split(" ")
     sizes = [int(size) for size in sizes.split("x")]
     if kind == "attention":
         batch, heads, tokens, width = sizes
@@ -90,11 +90,20 @@ def row():
         operations = 2 * m * k * n
     seconds = seconds_of(calls)
     return {
-        "problem": flags.problem,
+        "problem": problem,
         "us": 1e6 * seconds,
         "tflops": operations / seconds / 1e12,
         "gb_s": moved / seconds / 1e9,
     }
 
 
-print(json.dumps(row()))
+rows, refusals = [], []
+for problem in flags.problems:
+    try:
+        rows.append(row(problem))
+    except RuntimeError as error:
+        # PyTorch has no kernel for it on this device.
+        refusals.append(f"{problem}: {error}")
+if not rows:
+    raise SystemExit("\n".join(refusals))
+print(json.dumps(rows))

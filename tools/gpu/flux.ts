@@ -20,11 +20,15 @@ const PROMPT = "a large red star on a navy background";
 const WARMUP = 1;
 const CALLS = 3;
 
-/** Most telling first: what the numbers to reach are of, then the other schemes, then batches. */
-function cellsOf(first: readonly string[], { small }: Setting): string[] {
-  if (small) return first.slice(0, 2).map((scheme) => `${scheme} b1`);
-  const others = SCHEMES.map(({ name }) => name).filter((name) => !first.includes(name));
-  return [1, 16, 4, 8].flatMap((batch) => [...first, ...batch === 1 ? others : []].map((name) => `${name} b${batch}`));
+const named = (schemes: readonly string[], batch: number) => schemes.map((scheme) => `${scheme} b${batch}`);
+
+/** What is not the most telling: the other schemes, then batches. */
+function othersOf(first: readonly string[], { small }: Setting): string[] {
+  if (small) return [];
+  const others = [...new Set(["int8dq", "int4wo", ...SCHEMES.map(({ name }) => name)])];
+  const batched = ["none", "fp8dqrow", "int8dq", "int4wo"];
+  const cells = [...named(["none", ...others], 1), ...[16, 4, 8].flatMap((batch) => named(batched, batch))];
+  return cells.filter((cell) => !first.includes(cell));
 }
 
 /** A cell's scheme and batch. */
@@ -105,11 +109,25 @@ async function measureFlux(cell: string, setting: Setting): Promise<Row> {
   };
 }
 
+/** What the numbers to reach are of. */
+const FIRST = named(["none", "fp8dqrow"], 1);
+const COLUMNS = ["ckpt_id", "batch_size", "quantization"];
+
 /** denoise. */
 export const flux: Part = {
   name: "flux",
-  about: "Flux.1-dev at its real configuration, random weights made on the device: schemes by batch",
-  cells: (setting) => Promise.resolve(cellsOf(["none", "fp8dqrow", "int8dq", "int4wo"], setting)),
+  about: "Flux.1-dev at its real configuration, random weights made on the device: bf16 and fp8dqrow",
+  beside: { part: "peer", columns: COLUMNS, time: "time" },
+  cells: () => Promise.resolve(FIRST),
+  run: measureFlux,
+};
+
+/** denoise in other schemes and batches. */
+export const fluxAll: Part = {
+  name: "flux_all",
+  about: "the same in the other schemes, and in batches of 4, 8, 16",
+  beside: { part: "peer_all", columns: COLUMNS, time: "time" },
+  cells: (setting) => Promise.resolve(othersOf(FIRST, setting)),
   run: measureFlux,
 };
 
@@ -117,7 +135,7 @@ export const flux: Part = {
 export const profile: Part = {
   name: "profile",
   about: "Flux.1-dev by kernel: a table below, and traces for Chrome in the folder of results",
-  cells: (setting) => Promise.resolve(cellsOf(["fp8dqrow", "none"], setting).slice(0, 2)),
+  cells: () => Promise.resolve(FIRST),
   run: async (cell, setting) => {
     const { pipe, prompts, options } = await prepare(cell, setting);
     await pipe(prompts, options);
@@ -158,32 +176,45 @@ const SCRIPT = fileURLToPath(new URL("peer.py", import.meta.url));
 /** A little less than a machine's longest command. */
 const PEER_SECONDS = 560;
 
+async function measurePeer(cell: string, setting: Setting): Promise<Row> {
+  const { scheme, batch } = cellOf(cell);
+  const { run } = sizeOf(setting);
+  const task = {
+    folder: await folderOf(setting),
+    device: setting.device === "cuda-emulated" ? "cpu" : setting.device,
+    scheme,
+    batch,
+    prompt: PROMPT,
+    height: run.height,
+    width: run.width,
+    max_sequence_length: run.maxSequenceLength,
+    num_inference_steps: run.numInferenceSteps,
+    compile: !setting.small,
+    warmup: WARMUP,
+    calls: CALLS,
+  };
+  const text = await output([setting.python, SCRIPT, JSON.stringify(task)], { seconds: PEER_SECONDS });
+  const found = JSON.parse(text.trim().split("\n").at(-1)!) as Row;
+  return { ...configurationOf(cell, setting), compile: !setting.small, compile_vae: !setting.small, ...found };
+}
+
+/** The cell of the peer that tells most. */
+const PEER_FIRST = named(["fp8dqrow", "none"], 1);
+
 /** diffusers with torchao and torch.compile. */
 export const peer: Part = {
   name: "peer",
   about: "diffusers, torchao and torch.compile max-autotune, the same configuration and random weights",
-  cells: (setting) => Promise.resolve(cellsOf(["fp8dqrow", "none", "int8dq", "int4wo"], setting).filter(hasPeer)),
-  run: async (cell, setting) => {
-    const { scheme, batch } = cellOf(cell);
-    const { run } = sizeOf(setting);
-    const task = {
-      folder: await folderOf(setting),
-      device: setting.device === "cuda-emulated" ? "cpu" : setting.device,
-      scheme,
-      batch,
-      prompt: PROMPT,
-      height: run.height,
-      width: run.width,
-      max_sequence_length: run.maxSequenceLength,
-      num_inference_steps: run.numInferenceSteps,
-      compile: !setting.small,
-      warmup: WARMUP,
-      calls: CALLS,
-    };
-    const text = await output([setting.python, SCRIPT, JSON.stringify(task)], { seconds: PEER_SECONDS });
-    const found = JSON.parse(text.trim().split("\n").at(-1)!) as Row;
-    return { ...configurationOf(cell, setting), compile: !setting.small, compile_vae: !setting.small, ...found };
-  },
+  cells: () => Promise.resolve(PEER_FIRST),
+  run: measurePeer,
+};
+
+/** The peer in other schemes and batches. */
+export const peerAll: Part = {
+  name: "peer_all",
+  about: "the peer in the other schemes, and in batches of 4, 8, 16",
+  cells: (setting) => Promise.resolve(othersOf(PEER_FIRST, setting).filter(hasPeer)),
+  run: measurePeer,
 };
 
 /** The schemes that torchao's public configurations have. */

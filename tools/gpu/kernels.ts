@@ -24,23 +24,25 @@ const COLD_BYTES = 256e6;
 /** Calls that are timed. */
 const CALLS = 20;
 
-/** A cell's problem: `fp8dqrow 4608x3072x12288` is rows, inputs, outputs; `attention 1x24x4608x128` tokens of heads. */
+/** A problem: `fp8dqrow 4608x3072x12288` is rows, inputs, outputs; `attention 1x24x4608x128` tokens of heads. */
 interface Problem {
+  readonly name: string;
   readonly kind: string;
   readonly sizes: readonly number[];
 }
 
-function problemOf(cell: string): Problem {
-  const [kind, sizes] = cell.split(" ") as [string, string];
-  return { kind, sizes: sizes.split("x").map(Number) };
-}
+const problem = (kind: string, ...sizes: number[]): Problem => ({ name: `${kind} ${sizes.join("x")}`, kind, sizes });
 
-function cellsOf({ small }: Setting): string[] {
-  if (small) return ["attention 1x2x32x64", "float 8x64x128", "fp8dqrow 8x64x128"];
-  const linears = ROWS.flatMap((m) =>
-    SCHEMES.flatMap((scheme) => LINEAR_SHAPES.map(([k, n]) => `${scheme} ${m}x${k}x${n}`))
-  );
-  return ["attention 1x24x4608x128", ...linears];
+/** The problems of cells, which are of one kind and as many rows. */
+function cellsOf({ small }: Setting): Map<string, Problem[]> {
+  const linear = (kind: string, m: number, shapes: typeof LINEAR_SHAPES) =>
+    [`${kind} ${m}`, shapes.map(([k, n]) => problem(kind, m, k, n))] as const;
+  if (small) {
+    const linears = ["float", "fp8dqrow"].map((kind) => linear(kind, 8, [[64, 128], [128, 64]]));
+    return new Map([["attention", [problem("attention", 1, 2, 32, 64)]], ...linears]);
+  }
+  const linears = ROWS.flatMap((m) => SCHEMES.map((scheme) => linear(scheme, m, LINEAR_SHAPES)));
+  return new Map([["attention", [problem("attention", 1, 24, 4608, 128)]], ...linears]);
 }
 
 /** Seconds of each kernel of a call, the median over calls, after the kernels were chosen by measurement. */
@@ -65,13 +67,13 @@ async function timeKernels<I extends Record<string, Tensor>>(
 }
 
 /** What the calls of the kernels that a problem is about took, and what else there was. */
-function rowOf(cell: string, calls: Awaited<ReturnType<typeof timeKernels>>, wanted: readonly KernelName[]): Row {
+function rowOf({ name }: Problem, calls: Awaited<ReturnType<typeof timeKernels>>, wanted: readonly KernelName[]): Row {
   const own = calls.filter(({ op }) => wanted.includes(op));
   const rows = calls.filter(({ op }) => op === "quantize_rows");
   const seconds = median(own.map((call) => call.seconds));
   const { bytes, operations } = own[0]!.cost;
   return {
-    problem: cell,
+    problem: name,
     us: 1e6 * seconds,
     tflops: operations / seconds / 1e12,
     gb_s: bytes / seconds / 1e9,
@@ -79,16 +81,17 @@ function rowOf(cell: string, calls: Awaited<ReturnType<typeof timeKernels>>, wan
   };
 }
 
-async function timeLinear({ kind, sizes }: Problem, cell: string, setting: Setting): Promise<Row> {
+async function timeLinear(problem: Problem, setting: Setting): Promise<Row> {
+  const { kind, sizes } = problem;
   const [m, k, n] = sizes as [number, number, number];
   const bytes = weightBytes(kind, { shape: [k, n], dtype: "bf16" });
   const count = setting.small ? 2 : Math.max(2, Math.ceil(COLD_BYTES / bytes));
   const { fn, inputs } = makeLinears(kind, { shape: [k, n], rows: m, dtype: "bf16", count });
-  return rowOf(cell, await timeKernels(fn, inputs, setting), ["linear", "quantized_linear"]);
+  return rowOf(problem, await timeKernels(fn, inputs, setting), ["linear", "quantized_linear"]);
 }
 
-async function timeAttention({ sizes }: Problem, cell: string, setting: Setting): Promise<Row> {
-  const [batch, heads, tokens, width] = sizes as [number, number, number, number];
+async function timeAttention(problem: Problem, setting: Setting): Promise<Row> {
+  const [batch, heads, tokens, width] = problem.sizes as [number, number, number, number];
   // Heads lie side by side in a token, as projections write them.
   const [q, k, v] = [1, 2, 3].map(() => randomArgument([batch, tokens, heads, width], "bf16")) as [
     Tensor,
@@ -99,17 +102,21 @@ async function timeAttention({ sizes }: Problem, cell: string, setting: Setting)
     const [queries, keys, values] = [given.q, given.k, given.v].map((x) => x.permute(0, 2, 1, 3));
     return { y: attention(queries!, keys!, values!).permute(0, 2, 1, 3) };
   }, { name: "attention" });
-  return rowOf(cell, await timeKernels(fn, { q, k, v }, setting), ["attention"]);
+  return rowOf(problem, await timeKernels(fn, { q, k, v }, setting), ["attention"]);
 }
 
 /** Kernels of denoise. */
 export const kernels: Part = {
   name: "kernels",
   about: "multiplies at Flux's shapes and attention: TFLOP/s and GB/s, cold weights",
-  cells: (setting) => Promise.resolve(cellsOf(setting)),
-  run: (cell, setting) => {
-    const problem = problemOf(cell);
-    return problem.kind === "attention" ? timeAttention(problem, cell, setting) : timeLinear(problem, cell, setting);
+  beside: { part: "ceilings", columns: ["problem"], time: "us" },
+  cells: (setting) => Promise.resolve([...cellsOf(setting).keys()]),
+  run: async (cell, setting) => {
+    const rows: Row[] = [];
+    for (const problem of cellsOf(setting).get(cell)!) {
+      rows.push(await (problem.kind === "attention" ? timeAttention : timeLinear)(problem, setting));
+    }
+    return rows;
   },
 };
 
@@ -121,12 +128,14 @@ export const ceilings: Part = {
   about: "the same by PyTorch: matmul, _scaled_mm by row, _int_mm, scaled_dot_product_attention; a copy of memory",
   cells: (setting) => {
     // PyTorch has no multiply by codes of four bits to hold ours against.
-    const problems = cellsOf(setting).filter((cell) => !cell.startsWith("int4wo"));
-    return Promise.resolve(["copy", ...problems]);
+    const cells = [...cellsOf(setting).keys()].filter((cell) => !cell.startsWith("int4wo"));
+    return Promise.resolve(["copy", ...cells]);
   },
-  run: async (cell, { device, small, python }) => {
+  run: async (cell, setting) => {
+    const { device, small, python } = setting;
     const place = device === "cuda-emulated" ? "cpu" : device;
-    const args = ["--device", place, "--problem", cell, "--calls", String(small ? 3 : CALLS)];
-    return JSON.parse(await output([python, SCRIPT, ...args], { seconds: 300 })) as Row;
+    const problems = cellsOf(setting).get(cell)?.map(({ name }) => name) ?? [cell];
+    const args = ["--device", place, "--calls", String(small ? 3 : CALLS), ...problems];
+    return JSON.parse(await output([python, SCRIPT, ...args], { seconds: 300 })) as Row[];
   },
 };

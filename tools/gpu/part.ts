@@ -30,8 +30,10 @@ export interface Part {
   readonly about: string;
   /** Its cells by name, most telling first. */
   cells(setting: Setting): Promise<readonly string[]>;
-  /** Runs a cell. */
-  run(cell: string, setting: Setting): Promise<Row>;
+  /** Runs a cell, which may find several things. */
+  run(cell: string, setting: Setting): Promise<Row | readonly Row[]>;
+  /** The part whose rows of the same columns these are held against, and the column of the time. */
+  readonly beside?: { readonly part: string; readonly columns: readonly string[]; readonly time: string };
 }
 
 /** A line of the file of results. */
@@ -39,7 +41,7 @@ export interface Result {
   readonly part: string;
   readonly cell: string;
   /** What was found, where the cell did not fail. */
-  readonly row?: Row;
+  readonly rows?: readonly Row[];
   /** Why the cell failed. */
   readonly error?: string;
   /** How long it took, and when it was done. */
