@@ -60,8 +60,6 @@ void copy_wait(unsigned last);
 /// Does something of the host's now, or adds it to the graph that the stream is captured into.
 void enqueue(struct Stream* stream, std::function<void()> work);
 
-/// Ends the launch with an error: a thread did what no device takes.
-[[noreturn]] void fail(const char* what);
 /// Lets other threads go on, for one that waits for what it can only look at.
 void give_way();
 /// Says that something is no longer as it was, or was waited for and came: who gives way looks again.
