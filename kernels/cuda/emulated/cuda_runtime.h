@@ -57,8 +57,6 @@ void copy_commit();
 /// Waits for all groups of this thread's copies but the last few.
 void copy_wait(unsigned last);
 
-/// Ends the launch with an error: a thread did what no device takes.
-[[noreturn]] void fail(const char* what);
 /// Lets other threads go on, for one that waits for what it can only look at.
 void give_way();
 /// Says that something is no longer as it was, or was waited for and came: who gives way looks again.

@@ -363,8 +363,6 @@ void copy_wait(unsigned last) {
     for (size_t& group : fiber.groups) group -= done;
 }
 
-void fail(const char* what) { scheduler().fail(what); }
-
 void give_way() {
     Scheduler& s = scheduler();
     s.fibers[s.current].state = State::looking;
