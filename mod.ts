@@ -24,11 +24,11 @@ export {
 } from "./lib/compile/autoquant.ts";
 export type { Calibratable } from "./lib/compile/capture.ts";
 export { type Autotune, type Compilable, compile, Compiled, type CompileOptions } from "./lib/compile/compile.ts";
-export { type Limits, Profile, profile, type ProfileOptions, type ProfileRow } from "./lib/compile/profile.ts";
+export { Profile, profile, type ProfileOptions, type ProfileRow } from "./lib/compile/profile.ts";
 export type { TriedKernel } from "./lib/compile/tuner.ts";
 export * from "./lib/errors.ts";
 export * from "./lib/graph/dtypes.ts";
-export type { Arithmetic } from "./lib/graph/cost.ts";
+export type { Arithmetic, Limits } from "./lib/graph/cost.ts";
 export type { Node, OpName, Params, Rate, ViewName } from "./lib/graph/node.ts";
 export type { ActivationQuantization } from "./lib/graph/ops.ts";
 export type { WeightFormat } from "./lib/graph/quantized.ts";

@@ -137,7 +137,7 @@ async function block(kind: "double" | "single"): Promise<void> {
   const compute = compileFunction(
     ({ x, text, temb, ids }: Record<"x" | "text" | "temb" | "ids", Tensor>): Record<string, Tensor> => {
       if (kind === "double") return { ...transformer.transformer_blocks[0]!.forward(x, text, temb, rope(ids)) };
-      return { x: transformer.single_transformer_blocks[0]!.forward(x, temb, rope(ids)) };
+      return { x: transformer.single_transformer_blocks[0]!.forward(x, temb, rope(ids), 0) };
     },
     { name: kind },
   );

@@ -8,7 +8,7 @@ import { byteSize } from "../lib/graph/dtypes.ts";
 import { quantizedBytes } from "../lib/graph/quantized.ts";
 import { schemeOf, SCHEMES } from "../lib/quantize/schemes.ts";
 import { Linear } from "../lib/nn/layers.ts";
-import { compileFunction } from "../lib/tensor/function.ts";
+import { type CompiledFunction, compileFunction } from "../lib/tensor/function.ts";
 import type { WeightQuantization } from "../lib/tensor/quantized.ts";
 import { concat, type Tensor } from "../lib/tensor/tensor.ts";
 import { copiesOfQuantized, copiesOfWeight, randomArgument } from "./tensors.ts";
@@ -42,6 +42,9 @@ export interface LinearsOptions {
 
 /** Layers that are ready to run. */
 export interface Linears {
+  /** The function that applies them, and what to; its first call packs the weights. */
+  readonly fn: CompiledFunction<{ x: Tensor }, { y: Tensor }>;
+  readonly inputs: { x: Tensor };
   /** Applies each to its own input, one after another; the first call packs the weights. */
   run(): Promise<unknown>;
   /** Multiplications and additions of one of them. */
@@ -92,6 +95,12 @@ export function makeLinears(scheme: string, options: LinearsOptions): Linears {
   const linears = compileFunction(({ x }: { x: Tensor }) => ({
     y: concat(layers.map((layer, i) => layer.forward(x.slice(0, i, i + 1))), 0),
   }), { name: "linears" });
-  const x = randomArgument([count, rows, k], dtype);
-  return { run: () => linears.run({ x }), flop: 2 * rows * k * n, bytes: weightBytes(scheme, options) };
+  const inputs = { x: randomArgument([count, rows, k], dtype) };
+  return {
+    fn: linears,
+    inputs,
+    run: () => linears.run(inputs),
+    flop: 2 * rows * k * n,
+    bytes: weightBytes(scheme, options),
+  };
 }

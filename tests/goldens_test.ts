@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { openSafetensors, readTensor, writeSafetensors } from "../lib/tensor/safetensors.ts";
+import { gatherFixtures } from "./fixtures.ts";
 import { withFolder } from "./folder.ts";
 
 async function goldens(...args: string[]): Promise<{ code: number; lines: string[]; stderr: string }> {
@@ -12,8 +13,10 @@ async function goldens(...args: string[]): Promise<{ code: number; lines: string
 }
 
 Deno.test("every golden of the fixtures is reproduced on every level, and dumped under its own keys", async () => {
-  await withFolder(async (out) => {
-    const { code, lines, stderr } = await goldens("tests/fixtures", "--dump", out);
+  await withFolder(async (folder) => {
+    const [fixtures, out] = [`${folder}/fixtures`, `${folder}/out`];
+    await gatherFixtures(fixtures);
+    const { code, lines, stderr } = await goldens(fixtures, "--dump", out);
     const failed = lines.filter((line) => line.startsWith("FAILED"));
     assert.deepEqual([code, failed, stderr], [0, [], ""]);
     const [, passed, skipped] = /^(\d+) passed, 0 failed, (\d+) skipped$/.exec(lines.at(-1)!) ?? [];
@@ -41,13 +44,19 @@ Deno.test("every golden of the fixtures is reproduced on every level, and dumped
         "cogvideox-pipeline-mini",
       ]
     ) {
-      const expected = openSafetensors(`tests/fixtures/${folder}/cases.safetensors`);
+      const expected = openSafetensors(`${fixtures}/${folder}/cases.safetensors`);
       const dumped = openSafetensors(`${out}/${folder}/cases.safetensors`);
       for (const [key, { shape }] of expected.tensors) {
         if (key.includes(".in.") || (folder === "quantization" && /^(weight|x|bias)$/.test(key))) continue;
         assert.deepEqual(dumped.tensors.get(key)?.shape, shape, `${folder}: ${key}`);
       }
     }
+    assert.deepEqual(
+      openSafetensors(`${out}/shapes-flux/cases.safetensors`).tensors.get("case4.out.image_f32")?.shape,
+      [
+        ...[2, 128, 128, 3],
+      ],
+    );
     const texts = JSON.parse(await Deno.readTextFile(`${out}/tokenizers/cases.json`));
     assert.deepEqual(texts, JSON.parse(await Deno.readTextFile("tests/fixtures/tokenizers/cases.json")));
   });

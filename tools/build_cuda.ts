@@ -15,10 +15,14 @@ import { readReports } from "./cuda_report.ts";
 const cuda = new URL("../kernels/cuda/", import.meta.url);
 const ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100a"];
 /** What `deno task build:cuda` gets from PyPI where no toolkit is installed. */
-const PACKAGES = ["nvcc", "crt", "nvvm", "runtime", "cccl"].map((name) => {
-  const prefix = name === "nvvm" ? "nvidia" : "nvidia-cuda";
-  return `${prefix}-${name}==13.0.*`;
-});
+const PACKAGES = [
+  ...["nvcc", "crt", "nvvm", "runtime", "cccl"].map((name) => {
+    const prefix = name === "nvvm" ? "nvidia" : "nvidia-cuda";
+    return `${prefix}-${name}==13.0.*`;
+  }),
+  // What tests disassemble kernels with, which there is none of 13.0 of.
+  ...["cuobjdump", "nvdisasm"].map((name) => `nvidia-cuda-${name}==13.*`),
+];
 
 /** The headers of Hopper's multiplies. What the package depends on is for Python. */
 const CUTLASS = "nvidia-cutlass==4.2.0.0";
@@ -194,7 +198,7 @@ async function sourcesIn(folder: string): Promise<string[]> {
 async function build(compiler: Compiler, jobs: number): Promise<void> {
   const { folder, library, link } = compiler;
   await Deno.mkdir(new URL(`build/${folder}`, cuda), { recursive: true });
-  const all = ["runtime.cu", ...compiler.sources, ...await sourcesIn("ops/")].sort().map((source) => ({
+  const all = ["cublaslt.cu", "runtime.cu", ...compiler.sources, ...await sourcesIn("ops/")].sort().map((source) => ({
     source,
     object: `build/${folder}/${source.replaceAll("/", "_")}.o`,
   }));

@@ -12,6 +12,7 @@ const CHECKS: Readonly<Record<string, readonly string[]>> = {
   "the native library is built": ["deno", "task", "--quiet", "build"],
   "the CUDA library is built": ["deno", "task", "--quiet", "build:cuda"],
   "the emulated CUDA library is built": ["deno", "task", "--quiet", "build:cuda-emulated"],
+  "the tracked files are small": ["deno", "run", "--allow-all", "tools/tracked_size.ts"],
   "TypeScript is formatted": ["deno", "fmt", "--check"],
   "TypeScript is linted": ["deno", "lint"],
   "TypeScript is typed": ["deno", "check", "."],

@@ -6,6 +6,7 @@
  */
 
 import { fileURLToPath } from "node:url";
+import { conformanceTests } from "./conformance.ts";
 
 const kernels = new URL("../kernels/", import.meta.url);
 const library = fileURLToPath(new URL("cuda/build/sanitized/libdenoise_cuda_emulated.so", kernels));
@@ -33,13 +34,7 @@ await run("deno", ["run", "--allow-all", "../tools/build_cuda.ts", "--emulated",
 const preload = (await Promise.all(["libasan.so", "libubsan.so"].map(runtimeLibrary))).join(":");
 // The tests alone, not what builds them; the sanitizers' libraries must be there before the one that needs them.
 const runner = ["env", `LD_PRELOAD=${preload}`, "ASAN_OPTIONS=detect_leaks=0", "UBSAN_OPTIONS=halt_on_error=1"];
-const tests: string[] = [];
-for await (const { name, isFile } of Deno.readDir(new URL("tests", kernels))) {
-  // Those that compare levels; faults are built and seen without sanitizers.
-  if (!isFile || name === "cuda_faults.rs") continue;
-  const text = await Deno.readTextFile(new URL(`tests/${name}`, kernels));
-  if (text.includes("mod common;")) tests.push("--test", name.replace(/\.rs$/, ""));
-}
+const tests = (await conformanceTests()).flatMap((name) => ["--test", name]);
 await run(
   "cargo",
   ["test", "--release", "--locked", "--config", `target."cfg(unix)".runner = ${JSON.stringify(runner)}`, ...tests],

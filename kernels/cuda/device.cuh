@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -64,6 +65,9 @@ inline void write_text(const std::string& text, char* out, uint32_t length) {
     std::memcpy(out, text.c_str(), text.size() + 1);
 }
 
+/// cuBLASLt with what is known of a device: see cublaslt.cuh.
+struct Cublaslt;
+
 /// What a kernel finds wrong in the data: the first id outside a table, with its place; read when the stream is waited for.
 struct Complaint {
     unsigned found;
@@ -87,6 +91,8 @@ struct DenoiseDevice {
     /// Where one stream waits for the other.
     cudaEvent_t turn = nullptr;
     std::vector<cudaEvent_t> marks;
+    /// Opened when it is first asked for.
+    std::shared_ptr<denoise::Cublaslt> cublaslt;
 };
 
 namespace denoise {
@@ -276,6 +282,9 @@ template <class T> __device__ T* dynamic_shared() {
 }
 
 } // namespace denoise
+
+/// Says how much shared memory launches of a kernel ask for at most, in bytes: tests hold it to what devices have.
+#define DENOISE_SHARED(kernel, bytes) extern "C" const unsigned denoise_cuda_shared_##kernel = bytes
 
 /// Defines the C entry of an op; its body follows, with `call` and the op's names of operands and parameters.
 #define DENOISE_OP(name)                                                                                               \

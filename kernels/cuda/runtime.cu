@@ -1,6 +1,6 @@
 // Devices, memory, streams, marks and graphs: the C ABI but for the ops.
 
-#include "device.cuh"
+#include "cublaslt.cuh"
 
 #include <algorithm>
 #include <cstring>
@@ -143,7 +143,7 @@ int32_t denoise_cuda_describe(DenoiseDevice* device, char* text, uint32_t length
     return on(device, error, [&] {
         const cudaDeviceProp& properties = device->properties;
         write_text(std::string(properties.name) + "\n" + architecture(properties) + "\n" +
-                       std::to_string(properties.l2CacheSize) + "\n",
+                       std::to_string(properties.l2CacheSize) + "\n" + cublaslt_version() + "\n",
                    text, length);
     });
 }

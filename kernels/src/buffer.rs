@@ -52,6 +52,50 @@ enum Memory {
     Large {
         _pages: MmapMut,
     },
+    /// Such pages, among those of other buffers.
+    #[cfg(target_os = "linux")]
+    Medium {
+        _pages: Pages,
+    },
+}
+
+/// A part of address space that many buffers share which are too small for huge pages of their own. A model's weights
+/// come one after another: a few huge pages hold them, where small ones would be more than a CPU remembers the places of.
+#[cfg(target_os = "linux")]
+struct Pages {
+    space: Arc<MmapMut>,
+    offset: usize,
+    len: usize,
+}
+
+/// The space that the next buffers lie in, and how many of its bytes were given out; none is given out twice.
+#[cfg(target_os = "linux")]
+static SPACE: Mutex<Option<(Arc<MmapMut>, usize)>> = Mutex::new(None);
+
+#[cfg(target_os = "linux")]
+impl Pages {
+    fn new(len: usize) -> std::io::Result<Self> {
+        let mut current = SPACE.lock().unwrap_or_else(|e| e.into_inner());
+        let (space, offset) = match current.take() {
+            Some((space, used)) if len <= space.len() - used => (space, used),
+            _ => {
+                let space = MmapMut::map_anon(SPACE_BYTES)?;
+                let _ = space.advise(memmap2::Advice::HugePage);
+                (Arc::new(space), 0)
+            }
+        };
+        *current = Some((space.clone(), offset + len.next_multiple_of(PAGE)));
+        Ok(Self { space, offset, len })
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Pages {
+    /// The space stays for the sake of other buffers; this one's pages go back to the system.
+    fn drop(&mut self) {
+        // Nothing reads or writes them again.
+        let _ = unsafe { self.space.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.offset, self.len) };
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -65,6 +109,12 @@ const LARGE: usize = 1 << 16;
 /// What is worth huge pages, of 2 MiB mostly.
 #[cfg(target_os = "linux")]
 const HUGE: usize = 1 << 22;
+/// The address space that smaller ones share: a multiple of `HUGE`, as long as what they leave over is little of it.
+#[cfg(target_os = "linux")]
+const SPACE_BYTES: usize = 1 << 26;
+/// Buffers in it begin on pages of their own, which are no larger than this on any machine.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 1 << 16;
 
 // Runs are serialized by the device's lock; reads and writes from the host are bounded copies.
 unsafe impl Send for Owned {}
@@ -77,13 +127,17 @@ impl Owned {
             let mut lines = vec![Line { _bytes: [0; 64] }; len.div_ceil(64)].into_boxed_slice();
             return Ok(Self { ptr: lines.as_mut_ptr() as *mut u8, len, _memory: Memory::Small { _lines: lines } });
         }
-        let mut pages = MmapMut::map_anon(len)
-            .map_err(|e| Error::new(Code::OutOfMemory, format!("Cannot allocate {len} bytes: {e}")))?;
+        let failed = |e| Error::new(Code::OutOfMemory, format!("Cannot allocate {len} bytes: {e}"));
+        #[cfg(target_os = "linux")]
+        if len < HUGE {
+            let pages = Pages::new(len).map_err(failed)?;
+            let ptr = unsafe { pages.space.as_ptr().add(pages.offset) as *mut u8 };
+            return Ok(Self { ptr, len, _memory: Memory::Medium { _pages: pages } });
+        }
+        let mut pages = MmapMut::map_anon(len).map_err(failed)?;
         // Fewer, larger pages where there is room for them; without, it works as well.
         #[cfg(target_os = "linux")]
-        if len >= HUGE {
-            let _ = pages.advise(memmap2::Advice::HugePage);
-        }
+        let _ = pages.advise(memmap2::Advice::HugePage);
         Ok(Self { ptr: pages.as_mut_ptr(), len, _memory: Memory::Large { _pages: pages } })
     }
 

@@ -109,6 +109,14 @@ pub trait Codes: Simd {
     unsafe fn nibbles(table: Self::T, x: Self::I) -> (Self::V, Self::V);
     /// The values of the halves' lowest `BITS` bits, small floats: even ones and odd ones. Of 7 the sign is the highest.
     unsafe fn floats<const BITS: usize>(table: Self::T, x: Self::I) -> (Self::V, Self::V);
+    /// The bytes of lanes whose highest bit is `up` below the lane's, small floats of eight bits: with f32's exponent as far
+    /// above zero as theirs.
+    unsafe fn unscaled(table: Self::T, x: Self::I, up: i32) -> Self::V;
+    /// acc + the float at `p` times `b`. An instruction that takes `p` from memory leaves the ports of vectors to decoding.
+    #[inline(always)]
+    unsafe fn fma_at(p: *const f32, b: Self::V, acc: Self::V) -> Self::V {
+        unsafe { Self::fma(Self::splat(*p), b, acc) }
+    }
     /// Those of `nibbles` as pairs of bf16. Only where `BF16_DOT`, as all below.
     #[inline(always)]
     unsafe fn nibble_pairs(table: Self::T, x: Self::I) -> Self::V {
@@ -131,6 +139,11 @@ pub trait Codes: Simd {
         let _ = odd;
         even
     }
+    /// acc + the products of the pair at `p` and those of `b`, as `fma_at`.
+    #[inline(always)]
+    unsafe fn dot_bf16_at(acc: Self::V, p: *const f32, b: Self::V) -> Self::V {
+        unsafe { Self::dot_bf16(acc, Self::splat(*p), b) }
+    }
     /// Twice as many bytes as lanes, one in each half.
     #[inline(always)]
     unsafe fn halves(p: *const u8) -> Self::I {
@@ -141,6 +154,34 @@ pub trait Codes: Simd {
     unsafe fn half_bytes(p: *const u8, less: Self::V) -> [Self::V; 2] {
         let _ = p;
         [less; 2]
+    }
+    /// The same, with bits flipped.
+    #[inline(always)]
+    unsafe fn flipped_half_bytes(p: *const u8, flip: u8) -> [Self::V; 2] {
+        unsafe { [Self::splat((*p ^ flip) as f32); 2] }
+    }
+    /// A table for `lookup_bytes`.
+    #[inline(always)]
+    unsafe fn bytes_table(table: &[u8; 16]) -> Self::V {
+        unsafe { Self::splat(table[0] as f32) }
+    }
+    /// Bytes by bytes below 16.
+    #[inline(always)]
+    unsafe fn lookup_bytes(table: Self::V, x: Self::V) -> Self::V {
+        let _ = table;
+        x
+    }
+    /// acc + the products of fours of bytes of `a` and the four at `p`, as `fma_at`.
+    #[inline(always)]
+    unsafe fn dot_u8_i8_at(acc: Self::V, a: Self::V, p: *const f32) -> Self::V {
+        unsafe { Self::dot_u8_i8(acc, a, Self::splat(*p)) }
+    }
+    /// The integers nearest to lanes within 2^22, and each one's three digits of a signed byte, the lowest first: twos of
+    /// four bytes each for every eight lanes, in the order in which `flipped_half_bytes` has codes of four bits.
+    #[inline(always)]
+    unsafe fn digits(x: Self::V, to: *mut f32) -> Self::V {
+        let _ = to;
+        x
     }
     /// As many bytes as lanes, 8 added to each, four times in its lane.
     #[inline(always)]
@@ -196,6 +237,21 @@ pub unsafe fn fp8_to_bf16<S: Codes, F: Fp8>(from: *const u8, len: usize, to: *mu
 }
 
 impl Table {
+    /// The exponent of what `unscaled` values are to be multiplied by.
+    pub fn exponent(&self) -> i32 {
+        (self.unit.to_bits() >> 23) as i32 - 127
+    }
+
+    /// How far a byte at the top of a lane goes down to stand where f32 has exponent and mantissa, but for its sign.
+    fn down(&self) -> u32 {
+        24 - self.shift
+    }
+
+    /// The bits that it has there.
+    fn kept(&self) -> u32 {
+        1 << 31 | 0x7f << self.shift
+    }
+
     /// The bf16 of a code of eight bits.
     fn fp8(&self, code: u8) -> u16 {
         self.values[(code & 0x7f) as usize] | ((code & 0x80) as u16) << 8
@@ -269,6 +325,30 @@ impl<const B: usize> Codec for Small<B> {
     #[inline(always)]
     unsafe fn pairs<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> S::V {
         unsafe { S::float_pairs::<B>(table, codes::<S, B>(chunk, v, step)) }
+    }
+}
+
+/// Floats of eight bits, whose values are to be multiplied by 2^`Table::exponent`.
+#[derive(Clone, Copy)]
+pub struct Unscaled;
+
+impl Codec for Unscaled {
+    const BITS: usize = 8;
+    const PERIOD: usize = 2;
+    #[inline(always)]
+    unsafe fn values<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> (S::V, S::V) {
+        unsafe {
+            let register = S::register(chunk.add((step / 2 * 2 + v) * 4 * S::LANES));
+            let up = 8 - 8 * (step % 2) as i32;
+            (S::unscaled(table, register, 16 + up), S::unscaled(table, register, up))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pairs<S: Codes>(table: S::T, chunk: *const u8, v: usize, step: usize) -> S::V {
+        unsafe {
+            let (even, odd) = Self::values::<S>(table, chunk, v, step);
+            S::pairs(even, odd)
+        }
     }
 }
 
@@ -401,12 +481,18 @@ impl Codes for Portable {
         };
         (lanes!(|i| value(x[i])), lanes!(|i| value(x[i] >> 16)))
     }
+    #[inline(always)]
+    unsafe fn unscaled(table: Self::T, x: Self::I, up: i32) -> Self::V {
+        let (down, kept) = unsafe { ((*table).down(), (*table).kept()) };
+        lanes!(|i| f32::from_bits(((x[i] << up) as i32 >> down) as u32 & kept))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Codes, Table, both, sign_bit};
     use crate::simd::{Avx2, Avx512, Avx512Bf16, Simd};
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     /// What AVX2 computes floats by, for want of a table in registers.
@@ -415,6 +501,8 @@ mod x86 {
         shift: __m128i,
         unit: __m256,
         finite: __m256i,
+        down: __m128i,
+        kept: __m256i,
     }
 
     /// The values of the lanes' lowest `BITS` bits.
@@ -445,6 +533,8 @@ mod x86 {
                     shift: _mm_cvtsi32_si128(table.shift as i32),
                     unit: _mm256_set1_ps(table.unit),
                     finite: _mm256_set1_epi32(table.finite as i32),
+                    down: _mm_cvtsi32_si128(table.down() as i32),
+                    kept: _mm256_set1_epi32(table.kept() as i32),
                 }
             }
         }
@@ -489,11 +579,27 @@ mod x86 {
         unsafe fn floats<const BITS: usize>(t: Arithmetic, x: __m256i) -> (__m256, __m256) {
             unsafe { (float::<BITS>(t, x), float::<BITS>(t, _mm256_srli_epi32::<16>(x))) }
         }
+        #[inline(always)]
+        unsafe fn unscaled(t: Arithmetic, x: __m256i, up: i32) -> __m256 {
+            unsafe {
+                let top = _mm256_sll_epi32(x, _mm_cvtsi32_si128(up));
+                _mm256_castsi256_ps(_mm256_and_si256(_mm256_sra_epi32(top, t.down), t.kept))
+            }
+        }
+    }
+
+    /// What AVX-512 computes floats by.
+    #[derive(Clone, Copy)]
+    pub struct Tables {
+        values: [__m512i; 4],
+        down: __m512i,
+        kept: __m512i,
     }
 
     /// The bf16 values of the halves' lowest `BITS` bits.
     #[inline(always)]
-    unsafe fn lookup<const BITS: usize>(t: [__m512i; 4], x: __m512i) -> __m512i {
+    unsafe fn lookup<const BITS: usize>(t: Tables, x: __m512i) -> __m512i {
+        let t = t.values;
         unsafe {
             let signed = |magnitude, up: __m512i| {
                 // magnitude | up & sign
@@ -522,17 +628,67 @@ mod x86 {
         }
     }
 
+    // The compiler would load `p` once for all that it is multiplied by.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn fma_at(p: *const f32, b: __m512, mut acc: __m512) -> __m512 {
+        unsafe {
+            asm!(
+                "vfmadd231ps {acc}, {b}, dword ptr [{p}]{{1to16}}",
+                acc = inout(zmm_reg) acc,
+                b = in(zmm_reg) b,
+                p = in(reg) p,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        acc
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn dot_bf16_at(mut acc: __m512, p: *const f32, b: __m512) -> __m512 {
+        unsafe {
+            asm!(
+                "vdpbf16ps {acc}, {b}, dword ptr [{p}]{{1to16}}",
+                acc = inout(zmm_reg) acc,
+                b = in(zmm_reg) b,
+                p = in(reg) p,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        acc
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn dot_u8_i8_at(mut acc: __m512, a: __m512, p: *const f32) -> __m512 {
+        unsafe {
+            asm!(
+                "vpdpbusd {acc}, {a}, dword ptr [{p}]{{1to16}}",
+                acc = inout(zmm_reg) acc,
+                a = in(zmm_reg) a,
+                p = in(reg) p,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        acc
+    }
+
     macro_rules! avx512 {
         ($name:ident, $($extra:item)*) => {
             impl Codes for $name {
                 type I = __m512i;
-                type T = [__m512i; 4];
+                type T = Tables;
 
                 #[inline(always)]
-                unsafe fn table(table: &Table) -> [__m512i; 4] {
+                unsafe fn table(table: &Table) -> Tables {
                     unsafe {
                         let values = table.values.as_ptr();
-                        [0, 1, 2, 3].map(|i| _mm512_loadu_si512(values.add(32 * i) as *const __m512i))
+                        Tables {
+                            values: [0, 1, 2, 3].map(|i| _mm512_loadu_si512(values.add(32 * i) as *const __m512i)),
+                            down: _mm512_set1_epi32(table.down() as i32),
+                            kept: _mm512_set1_epi32(table.kept() as i32),
+                        }
                     }
                 }
                 #[inline(always)]
@@ -566,12 +722,23 @@ mod x86 {
                     unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p as *const __m128i))) }
                 }
                 #[inline(always)]
-                unsafe fn nibbles(t: [__m512i; 4], x: __m512i) -> (__m512, __m512) {
+                unsafe fn nibbles(t: Tables, x: __m512i) -> (__m512, __m512) {
                     unsafe { widen(lookup::<4>(t, x)) }
                 }
                 #[inline(always)]
-                unsafe fn floats<const BITS: usize>(t: [__m512i; 4], x: __m512i) -> (__m512, __m512) {
+                unsafe fn floats<const BITS: usize>(t: Tables, x: __m512i) -> (__m512, __m512) {
                     unsafe { widen(lookup::<BITS>(t, x)) }
+                }
+                #[inline(always)]
+                unsafe fn unscaled(t: Tables, x: __m512i, up: i32) -> __m512 {
+                    unsafe {
+                        let top = _mm512_sll_epi32(x, _mm_cvtsi32_si128(up));
+                        _mm512_castsi512_ps(_mm512_and_si512(_mm512_srav_epi32(top, t.down), t.kept))
+                    }
+                }
+                #[inline(always)]
+                unsafe fn fma_at(p: *const f32, b: __m512, acc: __m512) -> __m512 {
+                    unsafe { fma_at(p, b, acc) }
                 }
                 $($extra)*
             }
@@ -582,11 +749,11 @@ mod x86 {
     avx512! {
         Avx512Bf16,
         #[inline(always)]
-        unsafe fn nibble_pairs(t: [__m512i; 4], x: __m512i) -> __m512 {
+        unsafe fn nibble_pairs(t: Tables, x: __m512i) -> __m512 {
             unsafe { _mm512_castsi512_ps(lookup::<4>(t, x)) }
         }
         #[inline(always)]
-        unsafe fn float_pairs<const BITS: usize>(t: [__m512i; 4], x: __m512i) -> __m512 {
+        unsafe fn float_pairs<const BITS: usize>(t: Tables, x: __m512i) -> __m512 {
             unsafe { _mm512_castsi512_ps(lookup::<BITS>(t, x)) }
         }
         #[inline(always)]
@@ -600,6 +767,10 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn dot_bf16_at(acc: __m512, p: *const f32, b: __m512) -> __m512 {
+            unsafe { dot_bf16_at(acc, p, b) }
+        }
+        #[inline(always)]
         unsafe fn halves(p: *const u8) -> __m512i {
             unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(p as *const __m256i)) }
         }
@@ -610,6 +781,51 @@ mod x86 {
                 let (low, high) = (_mm512_and_si512(x, mask), _mm512_and_si512(_mm512_srli_epi32::<4>(x), mask));
                 let (low, high) = (_mm512_sub_epi8(low, less), _mm512_sub_epi8(high, less));
                 [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn flipped_half_bytes(p: *const u8, flip: u8) -> [__m512; 2] {
+            unsafe {
+                let (mask, flip) = (_mm512_set1_epi8(15), _mm512_set1_epi8(flip as i8));
+                let (low, high) = (Self::register(p), _mm512_srli_epi32::<4>(Self::register(p)));
+                // half & mask ^ flip
+                let low = _mm512_ternarylogic_epi32::<0x6a>(low, mask, flip);
+                let high = _mm512_ternarylogic_epi32::<0x6a>(high, mask, flip);
+                [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn bytes_table(table: &[u8; 16]) -> __m512 {
+            unsafe {
+                let table = _mm_loadu_si128(table.as_ptr() as *const __m128i);
+                _mm512_castsi512_ps(_mm512_broadcast_i32x4(table))
+            }
+        }
+        #[inline(always)]
+        unsafe fn lookup_bytes(table: __m512, x: __m512) -> __m512 {
+            unsafe {
+                let bytes = _mm512_shuffle_epi8(_mm512_castps_si512(table), _mm512_castps_si512(x));
+                _mm512_castsi512_ps(bytes)
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot_u8_i8_at(acc: __m512, a: __m512, p: *const f32) -> __m512 {
+            unsafe { dot_u8_i8_at(acc, a, p) }
+        }
+        #[inline(always)]
+        unsafe fn digits(x: __m512, to: *mut f32) -> __m512 {
+            unsafe {
+                let order = _mm_set_epi8(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
+                let integers = _mm512_cvtps_epi32(x);
+                let mut rest = integers;
+                for digit in 0..3 {
+                    let bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(rest), order);
+                    _mm_storel_epi64(to.add(2 * digit) as *mut __m128i, bytes);
+                    _mm_storeh_pd(to.add(6 + 2 * digit) as *mut f64, _mm_castsi128_pd(bytes));
+                    // What the byte says as a signed one is taken away.
+                    rest = _mm512_srai_epi32::<8>(_mm512_add_epi32(rest, _mm512_set1_epi32(128)));
+                }
+                _mm512_castsi512_ps(integers)
             }
         }
         #[inline(always)]

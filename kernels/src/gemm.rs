@@ -481,6 +481,8 @@ struct Region {
     rows: usize,
     column: usize,
     columns: usize,
+    /// The first column of what the thread will probably do next.
+    next: usize,
     /// Whether all blocks of K are staged one after another, instead of each in the place of the last.
     whole: bool,
     /// Whether the scratch memory holds these rows already.
@@ -533,18 +535,24 @@ pub fn gemm(cx: &Cx, g: &Gemm, method: Method, variant: u32) -> Result<()> {
     let staged: [AtomicUsize; REMEMBERED] = [const { AtomicUsize::new(usize::MAX) }; REMEMBERED];
     cx.pool.run(row_blocks * column_blocks, &|index, thread| {
         // Where staged rows last, go along the columns; else along the rows, which find B in the last-level cache.
-        let (i, j) = if whole {
-            (index / column_blocks, index % column_blocks)
-        } else {
-            (index % row_blocks, index / row_blocks)
+        let place = |index: usize| {
+            if whole {
+                (index / column_blocks, index % column_blocks)
+            } else {
+                (index % row_blocks, index / row_blocks)
+            }
         };
+        let (i, j) = place(index);
         let row = i * rows;
         let column = j * width * panel;
+        // Threads take turns, more or less.
+        let next = place((index + threads).min(row_blocks * column_blocks - 1)).1 * width * panel;
         let region = Region {
             row,
             rows: rows.min(g.m - row),
             column,
             columns: (width * panel).min(g.n - column),
+            next,
             whole,
             staged: whole && staged.get(thread).is_some_and(|s| s.swap(i, Ordering::Relaxed) == i),
         };
@@ -567,7 +575,8 @@ pub unsafe fn gemm_serial(level: Level, g: &Gemm, method: Method, scratch: *mut 
     }
     let blocks = g.k.div_ceil(method.step(level)).div_ceil(BLOCK).max(1);
     for row in (0..g.m).step_by(ROWS) {
-        let region = Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, whole: false, staged: false };
+        let region =
+            Region { row, rows: ROWS.min(g.m - row), column: 0, columns: g.n, next: 0, whole: false, staged: false };
         let sizes = Region { rows: ROWS, ..region }.scratch(g.blocks.is_some(), blocks, panel(level));
         unsafe { block(level, g, method, &region, scratch, sizes) };
     }
@@ -575,7 +584,7 @@ pub unsafe fn gemm_serial(level: Level, g: &Gemm, method: Method, scratch: *mut 
 
 /// What `gemm_serial` needs.
 pub fn serial_scratch(level: Level, n: usize, k: usize) -> usize {
-    let region = Region { row: 0, rows: ROWS, column: 0, columns: n, whole: false, staged: false };
+    let region = Region { row: 0, rows: ROWS, column: 0, columns: n, next: 0, whole: false, staged: false };
     region.scratch(false, k.div_ceil(BLOCK).max(1), panel(level)).iter().sum()
 }
 
@@ -596,6 +605,9 @@ unsafe fn block(level: Level, g: &Gemm, method: Method, region: &Region, scratch
         if !region.staged {
             row_offsets(g, region.row, region.rows, offsets);
         }
+        // About where a step of a panel is stored, whose length may be padded.
+        let stored =
+            |column: usize, step: usize| g.b.wrapping_add(column / panel * g.b_panel + g.b_panel * step / steps.max(1));
         for block in 0..blocks {
             let first = block * BLOCK;
             let count = BLOCK.min(steps - first);
@@ -621,28 +633,29 @@ unsafe fn block(level: Level, g: &Gemm, method: Method, region: &Region, scratch
                     let first = first + done;
                     let count = part.min(count - done);
                     let groups = g.groups.panel(column, panel, first);
-                    let stored = g.b.wrapping_add((column / panel) * g.b_panel);
-                    let mut b = stored.wrapping_add(first * panel * method.bytes);
-                    // The next panel's part, which is fetched into the second-level cache meanwhile.
-                    let (mut next, mut share) = (if p + 1 < panels { b.wrapping_add(g.b_panel) } else { b }, 0);
+                    // The same part of what comes after this panel's block: while the tiles are computed, each has its
+                    // share of that fetched into the second-level cache.
+                    let next = match (p + 1 < panels, last) {
+                        (true, _) => stored(column + panel, first),
+                        (false, false) => stored(region.column, first + BLOCK),
+                        (false, true) => stored(region.next, done),
+                    };
+                    let share = (g.b_panel * count / steps.max(1)).div_ceil(tiles);
+                    let mut b = g.b.wrapping_add(column / panel * g.b_panel + first * panel * method.bytes);
                     if let Some(blocks) = g.blocks {
                         blocks.decode(column / panel, first, count, decoded);
                         b = decoded;
-                        next = stored.wrapping_add(g.b_panel + g.b_panel * first / steps.max(1));
-                        share = (g.b_panel * count / steps.max(1)).div_ceil(tiles);
                     }
                     let mut row = 0;
                     for t in 0..tiles {
                         let end = (t + 1) * region.rows / tiles;
                         let rows = end - row;
                         let sum = if blocks == 1 { sums } else { sums.add((row * panels + p * rows) * panel) };
-                        for line in (0..share).step_by(64) {
-                            prefetch(next.wrapping_add(t * share + line));
-                        }
-                        let ahead = if t == 0 && share == 0 { next } else { b };
+                        let ahead = next.wrapping_add(t * share);
+                        let pace = share.div_ceil(count.max(1));
                         let a = stage.add(row * ROW + done);
                         let add = block > 0 || done > 0;
-                        (method.tile)(level, rows, Tile { a, b, steps: count, sums: sum, add, ahead, groups });
+                        (method.tile)(level, rows, Tile { a, b, steps: count, sums: sum, add, ahead, pace, groups });
                         if last && first + count == steps {
                             finish(level, g, sum, offsets.add(row), rows, column);
                         }
@@ -675,7 +688,7 @@ pub unsafe fn row_offsets(g: &Gemm, row: usize, rows: usize, to: *mut Offsets) {
     }
 }
 
-/// One tile's operands: staged rows, a panel's block and its steps, sums, what to fetch meanwhile.
+/// One tile's operands: staged rows, a panel's block and its steps, sums.
 #[derive(Clone, Copy)]
 pub struct Tile {
     a: *const f32,
@@ -684,7 +697,9 @@ pub struct Tile {
     sums: *mut f32,
     /// Whether to add to the sums.
     add: bool,
+    /// What to fetch into the second-level cache meanwhile, and how many bytes of it in a step.
     ahead: *const u8,
+    pace: usize,
     groups: Groups,
 }
 
@@ -742,7 +757,7 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
     if R > P::rows(S::REGISTERS) || !P::runs::<S>() {
         unreachable!("no level has such a tile");
     }
-    let Tile { a, b, steps, sums, add, ahead, .. } = t;
+    let Tile { a, b, steps, sums, add, mut ahead, pace, .. } = t;
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[[zero; 2]; R]; U];
@@ -758,10 +773,11 @@ unsafe fn accumulate<S: Simd, P: Product, const R: usize, const U: usize>(t: Til
         while s + U <= steps {
             for u in 0..U {
                 let b = b.add((s + u) * 2 * vector);
-                prefetch(ahead.wrapping_add((s + u) * 2 * vector));
+                prefetch(ahead);
                 if vector == 64 {
-                    prefetch(ahead.wrapping_add((s + u) * 2 * vector + 64));
+                    prefetch(ahead.wrapping_add(pace / 2));
                 }
+                ahead = ahead.wrapping_add(pace);
                 let (b0, b1) = (P::load::<S>(b), P::load::<S>(b.add(vector)));
                 for r in 0..R {
                     let x = S::splat(*a.add(r * ROW + s + u));
@@ -800,7 +816,7 @@ unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize>(t: Tile) {
     if R > Grouped::<P>::rows(S::REGISTERS) || !P::runs::<S>() {
         unreachable!("no level has such a tile");
     }
-    let Tile { a, b, steps, sums, add, groups, .. } = t;
+    let Tile { a, b, steps, sums, add, ahead, pace, groups } = t;
     unsafe {
         let zero = S::splat(0.0);
         let mut total = [[zero; 2]; R];
@@ -812,6 +828,9 @@ unsafe fn accumulate_groups<S: Simd, P: Product, const R: usize>(t: Tile) {
             }
         }
         let vector = S::LANES * P::BYTES;
+        for line in (0..pace * steps).step_by(64) {
+            prefetch(ahead.wrapping_add(line));
+        }
         let mut group = groups.first / groups.steps;
         let mut s = 0;
         while s < steps {

@@ -22,20 +22,25 @@ struct Job {
 
 struct Shared {
     job: UnsafeCell<Job>,
-    epoch: AtomicU64,
-    /// The epoch after whose kernel threads sleep without watching for another.
+    /// How many kernels there were (above 32 bits), whether the last still takes threads in, and how many it has.
+    gate: AtomicU64,
+    /// The kernel after which threads sleep without watching for another.
     rest: AtomicU64,
     /// How often sleeping threads were told to watch.
     alarms: AtomicU64,
     next: AtomicUsize,
-    left: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleeping: Mutex<usize>,
     wake: Condvar,
 }
 
-// `job` is written by the caller alone, before it raises the epoch and after every worker has left.
+/// One kernel, the gate being open to threads, and one thread inside, as `Shared::gate` counts them.
+const KERNEL: u64 = 1 << 32;
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = 1;
+
+// `job` is written by the caller alone, while the gate is closed and nobody is inside.
 unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
@@ -56,6 +61,8 @@ impl Drop for Scratch {
 /// The pool. One kernel runs at a time: the executor holds a lock around a program.
 pub struct Pool {
     shared: Arc<Shared>,
+    /// Where the caller was when the workers were last sent elsewhere.
+    place: AtomicUsize,
     workers: Vec<std::thread::JoinHandle<()>>,
     scratch: Vec<Scratch>,
 }
@@ -66,11 +73,10 @@ impl Pool {
         let threads = threads.clamp(1, 1024);
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(Job { task: None, tasks: 0 }),
-            epoch: AtomicU64::new(0),
+            gate: AtomicU64::new(0),
             rest: AtomicU64::new(u64::MAX),
             alarms: AtomicU64::new(0),
             next: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleeping: Mutex::new(0),
@@ -86,7 +92,7 @@ impl Pool {
             workers.push(worker);
         }
         let scratch = (0..threads).map(|_| Scratch(UnsafeCell::new((std::ptr::null_mut(), 0)))).collect();
-        Ok(Self { shared, workers, scratch })
+        Ok(Self { shared, place: AtomicUsize::new(usize::MAX), workers, scratch })
     }
 
     /// How many threads share the work.
@@ -120,11 +126,41 @@ impl Pool {
 
     /// Has all threads watch for kernels, which will follow soon, until the guard is dropped.
     pub fn watch(&self) -> Watch<'_> {
+        self.part();
         self.shared.rest.store(u64::MAX, Ordering::Relaxed);
         self.shared.alarms.fetch_add(1, Ordering::SeqCst);
         self.shared.wake_sleepers();
         Watch(&self.shared)
     }
+
+    /// Sends the workers to other processors than the caller's.
+    ///
+    /// Woken by the caller, a thread may be put where the caller runs, and stay there for milliseconds while another
+    /// processor idles: it is about to idle when the system looks for a place, and soon after does not look for work.
+    #[cfg(target_os = "linux")]
+    fn part(&self) {
+        use std::os::unix::thread::JoinHandleExt;
+        let Ok(here) = usize::try_from(unsafe { libc::sched_getcpu() }) else { return };
+        if self.place.swap(here, Ordering::Relaxed) == here {
+            return;
+        }
+        let size = size_of::<libc::cpu_set_t>();
+        unsafe {
+            let mut elsewhere: libc::cpu_set_t = std::mem::zeroed();
+            if here >= 8 * size || libc::sched_getaffinity(0, size, &mut elsewhere) != 0 {
+                return;
+            }
+            libc::CPU_CLR(here, &mut elsewhere);
+            if libc::CPU_COUNT(&elsewhere) > 0 {
+                for worker in &self.workers {
+                    libc::pthread_setaffinity_np(worker.as_pthread_t() as libc::pthread_t, size, &elsewhere);
+                }
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn part(&self) {}
 
     /// Runs `task(index, thread)` for every index below `tasks`, shared among the threads as they come free, and
     /// returns when all are done.
@@ -137,18 +173,19 @@ impl Pool {
             return done.map_err(|panic| panic_error(panic.as_ref()));
         }
         let shared = &*self.shared;
-        // The borrow ends before `run` returns: every worker has left by then.
+        // The borrow ends before `run` returns: the gate is closed and every worker has left by then.
         let task: Task<'static> = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
         unsafe { *shared.job.get() = Job { task: Some(task), tasks } };
         shared.next.store(0, Ordering::Relaxed);
-        shared.left.store(self.workers.len(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        shared.gate.fetch_add(KERNEL + OPEN, Ordering::SeqCst);
         shared.wake_sleepers();
         take_tasks(shared, task, tasks, 0);
+        // Threads that have not come by now are not waited for: the system may let them run much later.
+        shared.gate.fetch_sub(OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
-        while shared.left.load(Ordering::Acquire) > 0 {
+        while shared.gate.load(Ordering::Acquire) % OPEN >= INSIDE {
             spins += 1;
-            if spins.is_multiple_of(1 << 14) {
+            if spins.is_multiple_of(1 << 10) {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();
@@ -165,11 +202,32 @@ pub struct Watch<'a>(&'a Shared);
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        self.0.rest.store(self.0.epoch.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.0.rest.store(self.0.gate.load(Ordering::Relaxed) / KERNEL, Ordering::Relaxed);
     }
 }
 
 impl Shared {
+    /// Whether a thread may take tasks of a kernel; it must leave afterwards.
+    fn enter(&self, kernel: u64) -> bool {
+        let open = |gate: u64| (gate / KERNEL == kernel && gate & OPEN != 0).then_some(gate + INSIDE);
+        self.gate.fetch_update(Ordering::AcqRel, Ordering::Acquire, open).is_ok()
+    }
+
+    fn leave(&self) {
+        self.gate.fetch_sub(INSIDE, Ordering::Release);
+    }
+
+    /// Sleeps until there is another kernel than `seen`, or will soon be.
+    fn sleep(&self, seen: u64) {
+        let mut sleeping = self.sleeping.lock().unwrap_or_else(|e| e.into_inner());
+        *sleeping += 1;
+        let alarms = self.alarms.load(Ordering::SeqCst);
+        while self.gate.load(Ordering::SeqCst) / KERNEL == seen && self.alarms.load(Ordering::SeqCst) == alarms {
+            sleeping = self.wake.wait(sleeping).unwrap_or_else(|e| e.into_inner());
+        }
+        *sleeping -= 1;
+    }
+
     fn wake_sleepers(&self) {
         if *self.sleeping.lock().unwrap_or_else(|e| e.into_inner()) > 0 {
             self.wake.notify_all();
@@ -195,7 +253,7 @@ fn panic_error(panic: &(dyn std::any::Any + Send)) -> Error {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.gate.fetch_add(KERNEL, Ordering::SeqCst);
         drop(self.shared.sleeping.lock());
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
@@ -221,33 +279,30 @@ fn take_tasks(shared: &Shared, task: Task<'_>, tasks: usize, thread: usize) {
 
 fn work(shared: &Shared, id: usize) {
     let mut seen = 0;
+    let mut start = Instant::now();
+    let mut spins = 0u32;
     loop {
-        let mut start = Instant::now();
-        let mut spins = 0u32;
-        while shared.epoch.load(Ordering::Acquire) == seen {
-            spins += 1;
-            std::hint::spin_loop();
-            if spins.is_multiple_of(256) && (shared.rest.load(Ordering::Relaxed) == seen || start.elapsed() > SPIN) {
-                let mut sleeping = shared.sleeping.lock().unwrap_or_else(|e| e.into_inner());
-                *sleeping += 1;
-                let alarms = shared.alarms.load(Ordering::SeqCst);
-                let called =
-                    || shared.epoch.load(Ordering::SeqCst) != seen || shared.alarms.load(Ordering::SeqCst) != alarms;
-                while !called() {
-                    sleeping = shared.wake.wait(sleeping).unwrap_or_else(|e| e.into_inner());
-                }
-                *sleeping -= 1;
-                start = Instant::now();
+        let kernel = shared.gate.load(Ordering::Acquire) / KERNEL;
+        if kernel != seen {
+            seen = kernel;
+            if shared.stop.load(Ordering::SeqCst) {
+                return;
             }
+            if shared.enter(kernel) {
+                let job = unsafe { &*shared.job.get() };
+                if let Some(task) = job.task {
+                    take_tasks(shared, task, job.tasks, id);
+                }
+                shared.leave();
+            }
+            (start, spins) = (Instant::now(), 0);
+            continue;
         }
-        if shared.stop.load(Ordering::SeqCst) {
-            return;
+        spins += 1;
+        std::hint::spin_loop();
+        if spins.is_multiple_of(256) && (shared.rest.load(Ordering::Relaxed) == seen || start.elapsed() > SPIN) {
+            shared.sleep(seen);
+            start = Instant::now();
         }
-        seen += 1;
-        let job = unsafe { &*shared.job.get() };
-        if let Some(task) = job.task {
-            take_tasks(shared, task, job.tasks, id);
-        }
-        shared.left.fetch_sub(1, Ordering::Release);
     }
 }

@@ -4,16 +4,10 @@
  * @module
  */
 
-import { type Arithmetic, costOf } from "../graph/cost.ts";
+import { allowedSeconds, costOf, type Limits, shapesOf } from "../graph/cost.ts";
 import type { Instruction } from "../graph/lower.ts";
 import type { Device, ProgramRun } from "../tensor/device.ts";
 import { replaceFile } from "../tensor/output.ts";
-
-/** What a machine can do at most in a second. */
-export interface Limits extends Readonly<Record<Arithmetic, number>> {
-  /** Bytes read from memory. */
-  readonly bytes: number;
-}
 
 /** The calls of one operation. */
 export interface ProfileRow {
@@ -54,10 +48,10 @@ interface Sum {
 }
 
 function addCost(sum: Sum, call: Instruction, limits: Limits | undefined): void {
-  const { bytes, operations, arithmetic } = costOf(call);
-  sum.bytes += bytes;
-  sum.operations += operations;
-  if (limits) sum.allowed += Math.max(bytes / limits.bytes, operations / limits[arithmetic]);
+  const cost = costOf(call);
+  sum.bytes += cost.bytes;
+  sum.operations += cost.operations;
+  if (limits) sum.allowed += allowedSeconds(cost, limits);
 }
 
 /** What a profile is made with. */
@@ -162,10 +156,4 @@ export async function profile<T>(
   } finally {
     device.observer = before;
   }
-}
-
-/** The shapes of a call's operands, such as `1x32x64 f32, 4096 f32 -> 1x32x64 f32`. */
-function shapesOf({ operands }: Instruction): string {
-  const texts = operands.map((view) => view ? `${view.shape.join("x")} ${view.storage.dtype}` : "-");
-  return `${texts.slice(0, -1).join(", ")} -> ${texts.at(-1)}`;
 }

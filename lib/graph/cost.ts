@@ -8,8 +8,16 @@ import { byteSize, type Dtype } from "./dtypes.ts";
 import type { Instruction, View } from "./lower.ts";
 import { sizeOf } from "./ops.ts";
 
-/** What the multiplications of a call are of: floats of a type, or int8 codes. */
-export type Arithmetic = "f32" | "bf16" | "int8";
+/** What the multiplications of a call are of: floats of a type, or codes of one. */
+export type Arithmetic = "f32" | "bf16" | "fp8" | "int8";
+
+/** What a machine can do at most in a second. */
+export interface Limits extends Readonly<Record<Exclude<Arithmetic, "fp8">, number>> {
+  /** Operations on fp8 codes; those of f32, where the machine has none for them. */
+  readonly fp8?: number;
+  /** Bytes read from memory. */
+  readonly bytes: number;
+}
 
 /** The least that a call costs. */
 export interface Cost {
@@ -34,6 +42,28 @@ export function costOf(call: Instruction): Cost {
   // A table is read by the rows that are asked for.
   if (kernel === "embedding" || kernel === "quantized_embedding") bytes = bytesOf(operands[0]!) + 2 * bytesOf(out);
   return { bytes, operations: operationsOf(call), arithmetic: arithmeticOf(call) };
+}
+
+/**
+ * The time that limits allow for a call.
+ *
+ * @param cost What it costs
+ * @param limits What the machine can do
+ * @returns Seconds
+ */
+export function allowedSeconds({ bytes, operations, arithmetic }: Cost, limits: Limits): number {
+  return Math.max(bytes / limits.bytes, operations / (limits[arithmetic] ?? limits.f32));
+}
+
+/**
+ * The shapes of a call's operands.
+ *
+ * @param call The call
+ * @returns Such as `1x32x64 f32, 4096 f32 -> 1x32x64 f32`
+ */
+export function shapesOf({ operands }: Instruction): string {
+  const texts = operands.map((view) => view ? `${view.shape.join("x")} ${view.storage.dtype}` : "-");
+  return `${texts.slice(0, -1).join(", ")} -> ${texts.at(-1)}`;
 }
 
 /** The bytes of a view's elements; what repeats lies there once. */
@@ -84,6 +114,8 @@ const FLOATS: Partial<Record<Dtype, Arithmetic>> = { bf16: "bf16" };
 
 function arithmeticOf({ kernel, operands, params }: Instruction): Arithmetic {
   const multiplies = ["linear", "quantized_linear", "conv", "quantized_conv", "attention"].includes(kernel);
-  if (params.rows === "int8" || params.rows === "int8_asym") return multiplies ? "int8" : "f32";
-  return multiplies ? FLOATS[operands[0]!.storage.dtype] ?? "f32" : "f32";
+  if (!multiplies) return "f32";
+  if (params.rows === "int8" || params.rows === "int8_asym") return "int8";
+  if (params.rows === "e4m3" || params.rows === "e5m2") return "fp8";
+  return FLOATS[operands[0]!.storage.dtype] ?? "f32";
 }

@@ -202,16 +202,17 @@ class FluxAttention extends Module {
     return [this.norm_added_q!.forward(q), this.norm_added_k!.forward(k), v];
   }
 
-  /** q, k, v of (batch, tokens, heads, size) to (batch, tokens, dim). */
-  #attend(q: Tensor, k: Tensor, v: Tensor, rope: Rope): Tensor {
+  /** q, k, v of (batch, tokens, heads, size) to (batch, tokens - first, dim): what the tokens from `first` on see. */
+  #attend(q: Tensor, k: Tensor, v: Tensor, rope: Rope, first = 0): Tensor {
     const heads = (x: Tensor) => x.transpose(1, 2);
-    return attention(heads(q.rope(rope.cos, rope.sin)), heads(k.rope(rope.cos, rope.sin)), heads(v))
-      .transpose(1, 2).reshape(q.size(0), q.size(1), this.#heads * this.#size);
+    const seeing = q.slice(1, first).rope(rope.cos.slice(0, first), rope.sin.slice(0, first));
+    return attention(heads(seeing), heads(k.rope(rope.cos, rope.sin)), heads(v))
+      .transpose(1, 2).reshape(q.size(0), q.size(1) - first, this.#heads * this.#size);
   }
 
-  /** One stream: (batch, tokens, dim) to the same, before any projection. */
-  forward(x: Tensor, rope: Rope): Tensor {
-    return this.#attend(...this.#own(x), rope);
+  /** One stream: (batch, tokens, dim) to those of its tokens from `first` on, before any projection. */
+  forward(x: Tensor, rope: Rope, first: number): Tensor {
+    return this.#attend(...this.#own(x), rope, first);
   }
 
   /** Two streams that see each other. */
@@ -283,12 +284,13 @@ class FluxSingleTransformerBlock extends Module {
     this.attn = new FluxAttention(config, { streams: 1 });
   }
 
-  forward(x: Tensor, temb: Tensor, rope: Rope): Tensor {
+  /** All tokens to those from `first` on. */
+  forward(x: Tensor, temb: Tensor, rope: Rope, first: number): Tensor {
     const [shift, scale, gate] = this.norm.modulation(temb) as [Tensor, Tensor, Tensor];
     const h = this.norm.apply(x, { shift, scale });
-    const mlp = this.proj_mlp.forward(h).gelu("tanh"); // (batch, tokens, 4 dim)
-    const attended = this.attn.forward(h, rope); // (batch, tokens, dim)
-    return x.add(gate.mul(this.proj_out.forward(concat([attended, mlp], -1))));
+    const mlp = this.proj_mlp.forward(h.slice(1, first)).gelu("tanh"); // (batch, tokens - first, 4 dim)
+    const attended = this.attn.forward(h, rope, first); // (batch, tokens - first, dim)
+    return x.slice(1, first).add(gate.mul(this.proj_out.forward(concat([attended, mlp], -1))));
   }
 }
 
@@ -399,9 +401,14 @@ export class FluxTransformer2DModel extends Model {
     let text = this.context_embedder.forward(encoderHiddenStates);
     for (const block of this.transformer_blocks) ({ x, text } = block.forward(x, text, temb, rope));
     let joined = concat([text, x], 1);
-    for (const block of this.single_transformer_blocks) joined = block.forward(joined, temb, rope);
+    const last = this.single_transformer_blocks.at(-1);
+    for (const block of this.single_transformer_blocks) {
+      // Nothing reads the last block's text.
+      joined = block.forward(joined, temb, rope, block === last ? text.size(1) : 0);
+    }
+    const image = last ? joined : x;
     const [scale, shift] = this.norm_out.modulation(temb) as [Tensor, Tensor];
-    return this.proj_out.forward(this.norm_out.apply(joined.slice(1, text.size(1)), { shift, scale }));
+    return this.proj_out.forward(this.norm_out.apply(image, { shift, scale }));
   }
 }
 

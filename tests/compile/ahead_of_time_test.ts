@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { cudaSources } from "../../ffi/cuda.ts";
+import { library } from "../../ffi/library.ts";
 import { functionOf, readCompiled } from "../../lib/compile/ahead_of_time.ts";
 import { compile } from "../../lib/compile/compile.ts";
 import { CheckpointError, DenoiseError, OutputError } from "../../lib/errors.ts";
@@ -11,6 +13,7 @@ import { toArray } from "../../lib/tensor/realize.ts";
 import { openSafetensors } from "../../lib/tensor/safetensors.ts";
 import { fromSource, tensor } from "../../lib/tensor/source.ts";
 import type { Tensor } from "../../lib/tensor/tensor.ts";
+import { openEmulated } from "../emulated.ts";
 import { withFolder } from "../folder.ts";
 import { type Parts, putTogether, takeApart } from "./compiled_file.ts";
 
@@ -29,11 +32,11 @@ function constant(shape: number[], value: (i: number) => number): Tensor {
 type Inputs = { x: Tensor; condition: Tensor };
 const weights = [constant([32, 16], Math.sin), constant([32, 16], Math.cos), constant([32], (i) => i / 32)] as const;
 /** A function with a constant, a run and a step stage. */
-const mix = () =>
+const mix = (device?: Device) =>
   compileFunction(({ x, condition }: Inputs) => {
     const scale = condition.linear(weights[0], weights[2]).silu();
     return { y: x.linear(weights[1], weights[2]).mul(scale), scale };
-  }, { name: "mix", varying: ["x"] });
+  }, { name: "mix", varying: ["x"], device });
 const inputs = (rows: number): Inputs => ({
   x: tensor(Float32Array.from({ length: 16 * rows }, (_, i) => Math.sin(3 * i)), { shape: [rows, 16] }),
   condition: tensor(Float32Array.from({ length: 16 }, (_, i) => i / 16), { shape: [1, 16] }),
@@ -199,6 +202,24 @@ Deno.test("quantized weights, 16-bit floats and every level of the CPU are kept"
       assert.match(JSON.stringify(a.images[0]!.metadata), /int8dq/);
     });
   }
+});
+
+Deno.test("a file for the CUDA library runs on it, and names what that was built from", async () => {
+  using emulated = await openEmulated();
+  if (!emulated) return;
+  await withFolder(async (folder) => {
+    const path = `${folder}/mix.safetensors`;
+    await (await compile(mix(emulated), { runs: [inputs(3)], ...OFF })).save(path);
+    const file = await readCompiled(path);
+    assert.equal(file.level, "cuda-emulated");
+    const read = functionOf<Inputs, { y: Tensor; scale: Tensor }>(file, "mix", emulated);
+    const [expected, found] = [await mix().run(inputs(3)), await read.run(inputs(3))];
+    const [a, b] = [await valuesOf(expected.y), await toArray<"f32">(found.y, { device: emulated })];
+    a.forEach((value, i) => assert.ok(Math.abs(value - b[i]!) < 1e-4, `${i}: ${b[i]} in place of ${value}`));
+    const { kernels } = JSON.parse(openSafetensors(path).metadata["denoise.compiled"]!);
+    assert.equal(kernels, (await cudaSources("cuda-emulated"))!.slice(0, 16));
+    assert.notEqual(kernels, library().sources.slice(0, 16));
+  });
 });
 
 Deno.test("a file that is written again is another one to who loads it then, and the old one to who has it", async () => {

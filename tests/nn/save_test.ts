@@ -11,13 +11,13 @@ import { SCHEMES } from "../../lib/quantize/schemes.ts";
 import { Device } from "../../lib/tensor/device.ts";
 import { computeOnce } from "../../lib/tensor/function.ts";
 import { openCheckpoint, openSafetensors, readTensor } from "../../lib/tensor/safetensors.ts";
+import { unpackFixtures } from "../fixtures.ts";
 import { withFolder } from "../folder.ts";
 
 const FLUX = "tests/fixtures/flux-dev-mini";
 const VAE = "tests/fixtures/vae-mini";
 const CLIP = "tests/fixtures/clip-mini";
 const T5 = "tests/fixtures/t5-mini";
-const TORCHAO = "tests/fixtures/torchao";
 
 type Loader = (folder: string) => Promise<Model>;
 
@@ -66,14 +66,16 @@ const asJson = (text: string) => JSON.parse(text) as Record<string, unknown>;
 
 for (const scheme of ["int8wo", "int8dq", "fp8wo"]) {
   Deno.test(`what is stored of ${scheme} is what diffusers and torchao store`, async () => {
-    await withFolder(async (folder) => {
+    await withFolder(async (work) => {
+      const [folder, torchao] = [`${work}/ours`, `${work}/torchao/${scheme}`];
+      await unpackFixtures(work, `torchao/${scheme}`);
       const model = await flux(FLUX);
       quantize(model, scheme);
       await saveModel(model, folder);
       const config = async (folder: string) => asJson(await Deno.readTextFile(`${folder}/config.json`));
-      assert.deepEqual(await config(folder), await config(`${TORCHAO}/${scheme}`));
+      assert.deepEqual(await config(folder), await config(torchao));
       const ours = openSafetensors(`${folder}/diffusion_pytorch_model.safetensors`);
-      const theirs = openSafetensors(`${TORCHAO}/${scheme}/diffusion_pytorch_model.safetensors`);
+      const theirs = openSafetensors(`${torchao}/diffusion_pytorch_model.safetensors`);
       const types = (file: typeof ours) =>
         Object.fromEntries([...file.tensors].map(([name, { dtype, shape }]) => [name, { dtype, shape }]));
       assert.deepEqual(types(ours), types(theirs));

@@ -57,6 +57,9 @@ void copy_commit();
 /// Waits for all groups of this thread's copies but the last few.
 void copy_wait(unsigned last);
 
+/// Does something of the host's now, or adds it to the graph that the stream is captured into.
+void enqueue(struct Stream* stream, std::function<void()> work);
+
 /// Lets other threads go on, for one that waits for what it can only look at.
 void give_way();
 /// Says that something is no longer as it was, or was waited for and came: who gives way looks again.

@@ -460,6 +460,8 @@ static void run(dim3 blocks, dim3 threads, size_t shared, const std::function<vo
     }
 }
 
+void enqueue(Stream* stream, std::function<void()> work) { stream->take(std::move(work)); }
+
 void launch(Stream* stream, dim3 blocks, dim3 threads, size_t shared, std::function<void()> body) {
     stream->take([=, body = std::move(body)] { run(blocks, threads, shared, body); });
 }

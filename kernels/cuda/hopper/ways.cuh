@@ -152,8 +152,12 @@ std::optional<Problem> problem_of(const View& x, int64_t bytes, const void* weig
     return problem;
 }
 
-/// Adds the ways that a device has for a multiply, the best guess first: least of what a processor does that makes most
-/// tiles. A tile costs its products and what is loaded for it.
+/// Rows for which a tile would mostly be empty, while too few of them read the weight.
+constexpr int64_t FEW_ROWS = 64;
+
+/// Adds the ways that a device has for a multiply, behind others where there are few rows, else before them. The best
+/// guess is first: least of what a processor does that makes most tiles. A tile costs its products and what is loaded
+/// for it.
 template <class Scaling>
 void add(Ways& ways, const Call& call, std::vector<Kernel<Scaling>> kernels, const std::optional<Problem>& problem,
          const Epilogue& e, const Scaling& scaling) {
@@ -164,10 +168,12 @@ void add(Ways& ways, const Call& call, std::vector<Kernel<Scaling>> kernels, con
         return most * (int64_t(kernel.m) * kernel.n + 16 * (kernel.m + kernel.n));
     };
     std::stable_sort(kernels.begin(), kernels.end(), [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
+    Ways found;
     for (const Kernel<Scaling>& kernel : kernels) {
         const auto run = [run = kernel.run, &call, problem = *problem, e, scaling] { run(call, problem, e, scaling); };
-        ways.push_back({kernel.name, run});
+        found.push_back({kernel.name, run});
     }
+    ways.insert(problem->m > FEW_ROWS ? ways.begin() : ways.end(), found.begin(), found.end());
 }
 
 /// Adds the ways for x of T by a weight of T, whose rows have `inner` elements.

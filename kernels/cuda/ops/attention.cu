@@ -16,7 +16,7 @@ namespace denoise {
 constexpr int QUERIES = 16, KEYS = 32, WARPS = 4, WARP_QUERIES = QUERIES / WARPS;
 
 /// Shared memory: queries (16, D), keys or values (32, D + 1), probabilities (16, 32), all f32.
-static size_t attention_shared(int64_t width) {
+static constexpr size_t attention_shared(int64_t width) {
     return sizeof(float) * size_t(QUERIES * width + KEYS * (width + 1) + QUERIES * KEYS);
 }
 
@@ -101,6 +101,7 @@ template <class T, int COLUMNS> __global__ void __launch_bounds__(32 * WARPS) at
 
 /// The widest head.
 constexpr int64_t MOST_WIDTH = 512;
+DENOISE_SHARED(attention_kernel, attention_shared(MOST_WIDTH));
 
 static void attend(const Call& call, const AttentionArgs& args, schema::DType dtype, int64_t heads) {
     const dim3 blocks(blocks_of(ceil_div(args.queries, QUERIES)), unsigned(heads));

@@ -1,5 +1,6 @@
 // `linear`, the packing of its weights, and `matmul`.
 
+#include "../cublaslt.cuh"
 #include "../hopper/ways.cuh"
 #include "../mma_gemm.cuh"
 
@@ -42,10 +43,13 @@ DENOISE_WAYS(linear) {
         const bool few = sizes.m <= FEW_M;
         if (few) add_own();
         hopper::add_linear<T>(ways, call, x, weight.data, round_up(k, INNER), e, sizes.m, n, k);
-        if (!few) add_own();
-        if (!ways.empty()) return;
         const LinearOperands<T> operands{x.as<const T>(), weight.as<const T>(), RowMap(x), count32(round_up(k, INNER))};
-        add_tiles<T>(ways, call, operands, e, sizes);
+        const LtMatrix rows{x.data, step_of(operands.x_rows, k)}, columns{weight.data, operands.inner};
+        const LtMultiply multiply{LT_TYPE<T>, LT_TYPE<T>, sizes.m, n, k, rows, columns, {}};
+        add_cublaslt<T>(ways, call, multiply, NoScaling{}, e);
+        if (!few) add_own();
+        // Tensor cores have no f32.
+        if (sizeof(T) == 4 || ways.empty()) add_tiles<T>(ways, call, operands, e, sizes);
     });
 }
 

@@ -1,5 +1,6 @@
 // `linear` by quantized weights, and their packing.
 
+#include "../cublaslt.cuh"
 #include "../hopper/ways.cuh"
 #include "../quantized_linear.cuh"
 
@@ -99,6 +100,7 @@ DENOISE_WAYS(quantized_linear) {
         };
         const auto add_codes = [&](const auto& scaling) {
             hopper::add_codes<T>(ways, call, x, weight, scaling, e, sizes.m, n);
+            add_cublaslt_codes<T>(ways, call, weight, scaling, e, sizes.m, n);
             add_others(CodesOperands<std::decay_t<decltype(scaling)>>{weight, scaling});
         };
         switch (rows) {

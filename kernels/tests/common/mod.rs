@@ -7,17 +7,20 @@ use denoise::error::Result;
 use denoise::level::Level as CpuLevel;
 use denoise::ops::{self, Args, Cx};
 use denoise::pool::Pool;
-use denoise::schema::{DType, Op};
+use denoise::schema::{DType, Op, SPECS};
 use denoise::view::{MAX_RANK, View};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
-/// What kernels run on: a level of the CPU, or the CUDA library, emulated.
+/// What kernels run on: a level of the CPU, or the CUDA library, emulated or on a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Level {
     /// A level of the CPU.
     Cpu(CpuLevel),
     /// The library that `deno task build:cuda-emulated` makes.
     CudaEmulated,
+    /// A device, by the library that `deno task build:cuda` makes.
+    Cuda,
 }
 
 #[allow(non_upper_case_globals)]
@@ -32,7 +35,13 @@ impl Level {
         match self {
             Level::Cpu(level) => level.name(),
             Level::CudaEmulated => "cuda-emulated",
+            Level::Cuda => "cuda",
         }
+    }
+
+    /// Whether its kernels are those of the CUDA library.
+    pub fn is_cuda(self) -> bool {
+        !matches!(self, Level::Cpu(_))
     }
 
     /// The highest level that this CPU has.
@@ -41,17 +50,27 @@ impl Level {
     }
 }
 
+/// The library of a level, unless another is named.
+fn library(level: Level) -> std::path::PathBuf {
+    let built = if level == Level::Cuda { "libdenoise_cuda.so" } else { "emulated/libdenoise_cuda_emulated.so" };
+    std::env::var_os("DENOISE_CUDA_LIBRARY")
+        .map_or_else(|| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/build").join(built), Into::into)
+}
+
 /// The emulated library, unless another is named.
 pub fn cuda_library() -> std::path::PathBuf {
-    std::env::var_os("DENOISE_CUDA_LIBRARY").map_or_else(
-        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/build/emulated/libdenoise_cuda_emulated.so"),
-        Into::into,
-    )
+    library(Level::CudaEmulated)
 }
 
 thread_local! {
     // One for each test, so that none sees what another's data made a kernel complain of.
-    static CUDA: std::sync::Arc<Cuda> = Cuda::open(&cuda_library(), 0).unwrap();
+    static CUDA: Arc<Cuda> = Cuda::open(&library(Level::Cuda), 0).unwrap();
+    static EMULATED: Arc<Cuda> = Cuda::open(&library(Level::CudaEmulated), 0).unwrap();
+}
+
+/// The device of a level that is not the CPU's.
+fn device(level: Level) -> Arc<Cuda> {
+    if level == Level::Cuda { CUDA.with(Arc::clone) } else { EMULATED.with(Arc::clone) }
 }
 
 const GUARD: usize = 256;
@@ -201,56 +220,110 @@ pub fn run(level: Level, pool: &Pool, op: Op, inputs: &mut [Option<Tensor>], out
     (ops::kernel(op).check)(&args).unwrap_or_else(|e| panic!("{op:?} refuses its operands: {e}"));
     let ran = match level {
         Level::Cpu(_) => run_views(level, pool, op, &args),
-        Level::CudaEmulated => run_in_device_memory(op, inputs, out, params),
+        Level::CudaEmulated | Level::Cuda => run_in_device_memory(&device(level), op, inputs, out, params),
     };
     ran.unwrap_or_else(|e| panic!("{op:?} on {}: {e}", level.name()));
     out.check_guards(&format!("{op:?} on {}", level.name()));
 }
 
-/// Runs one instruction at a level over views of the host's memory, which an emulated device can read, too.
+/// Runs one instruction at a level over views of the host's memory.
 pub fn run_views(level: Level, pool: &Pool, op: Op, args: &Args) -> Result<()> {
     match level {
         Level::Cpu(level) => ops::run(op, &Cx { level, pool }, args),
-        Level::CudaEmulated => CUDA.with(|cuda| {
-            cuda.queue(op, args.operands, args.params)?;
-            cuda.synchronize()
-        }),
+        Level::CudaEmulated | Level::Cuda => run_over_copies(&device(level), op, args),
     }
+}
+
+/// Runs one instruction over copies, in the device's memory, of what views reach; views of the same bytes stay so.
+fn run_over_copies(cuda: &Arc<Cuda>, op: Op, args: &Args) -> Result<()> {
+    let span = |view: &View| {
+        let reach: usize = (0..view.rank).map(|axis| view.dims[axis].saturating_sub(1) * view.strides[axis]).sum();
+        let elements = if view.is_empty() { 0 } else { reach + 1 };
+        (view.ptr as usize, view.ptr as usize + elements * view.dtype.size())
+    };
+    let mut spans: Vec<(usize, usize)> = args.operands.iter().flatten().map(span).collect();
+    spans.sort();
+    let mut regions: Vec<(usize, usize)> = Vec::new();
+    for (start, end) in spans {
+        match regions.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => regions.push((start, end)),
+        }
+    }
+    let bytes = |(start, end): (usize, usize)| unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    let mut copies = Vec::new();
+    for &region in &regions {
+        let memory = Memory::new(cuda, (region.1 - region.0).max(1))?;
+        memory.write(0, bytes(region))?;
+        copies.push(memory);
+    }
+    let copied = |view: &View| {
+        let at = regions.iter().rposition(|region| region.0 <= view.ptr as usize).unwrap();
+        View { ptr: copies[at].ptr().wrapping_add(view.ptr as usize - regions[at].0), ..*view }
+    };
+    let operands: Vec<Option<View>> = args.operands.iter().map(|view| view.as_ref().map(copied)).collect();
+    cuda.queue(op, &operands, args.params)?;
+    cuda.synchronize()?;
+    regions.iter().zip(&copies).try_for_each(|(&region, memory)| memory.read(0, bytes(region)))
 }
 
 /// The ways that the emulated device names for an instruction over memory of its own, which is not touched.
 pub fn cuda_ways(op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<String> {
+    ways(Level::CudaEmulated, op, inputs, out, params)
+}
+
+fn ways(level: Level, op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<String> {
     // As far aligned as a device's memory is.
     let aligned = |tensor: &Tensor| View { ptr: (1usize << 12) as *mut u8, ..tensor.clone().view() };
     let operands: Vec<_> = inputs.iter().map(Option::as_ref).chain([Some(out)]).map(|t| t.map(aligned)).collect();
-    CUDA.with(|cuda| cuda.ways(op, &operands, params)).unwrap()
+    device(level).ways(op, &operands, params).unwrap()
+}
+
+/// The parameters that make a level run an instruction in each way that is a kernel of its own: those of a device.
+/// Emulated, they are one loop.
+fn each_way(level: Level, op: Op, inputs: &[Option<Tensor>], out: &Tensor, params: &[u32]) -> Vec<Vec<u32>> {
+    let spec = SPECS.iter().find(|spec| spec.op == op).unwrap();
+    let variant = spec.params.iter().position(|(name, _)| *name == "variant");
+    let Some(variant) = variant.filter(|_| level == Level::Cuda) else { return vec![params.to_vec()] };
+    let count = ways(level, op, inputs, out, params).len().max(1);
+    (0..count)
+        .map(|way| {
+            let mut params = params.to_vec();
+            params[variant] = way as u32;
+            params
+        })
+        .collect()
 }
 
 /// Runs one instruction over copies in the device's memory, guards and all.
-fn run_in_device_memory(op: Op, inputs: &[Option<Tensor>], out: &mut Tensor, params: &[u32]) -> Result<()> {
+fn run_in_device_memory(
+    cuda: &Arc<Cuda>,
+    op: Op,
+    inputs: &[Option<Tensor>],
+    out: &mut Tensor,
+    params: &[u32],
+) -> Result<()> {
     fn bytes(memory: &mut [u64]) -> &mut [u8] {
         unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr() as *mut u8, memory.len() * 8) }
     }
-    CUDA.with(|cuda| {
-        let copy = |tensor: &mut Tensor| -> Result<(Memory, View)> {
-            let memory = Memory::new(cuda, tensor.memory.len() * 8)?;
-            memory.write(0, bytes(&mut tensor.memory))?;
-            let view = View { ptr: memory.ptr().wrapping_add(GUARD), ..tensor.view() };
-            Ok((memory, view))
-        };
-        let copies = inputs.iter().map(|input| input.clone().as_mut().map(copy).transpose());
-        let copies = copies.collect::<Result<Vec<_>>>()?;
-        let (memory, view) = copy(out)?;
-        let mut operands: Vec<Option<View>> = copies.iter().map(|copy| copy.as_ref().map(|(_, view)| *view)).collect();
-        operands.push(Some(view));
-        cuda.queue(op, &operands, params)?;
-        cuda.synchronize()?;
-        memory.read(0, bytes(&mut out.memory))
-    })
+    let copy = |tensor: &mut Tensor| -> Result<(Memory, View)> {
+        let memory = Memory::new(cuda, tensor.memory.len() * 8)?;
+        memory.write(0, bytes(&mut tensor.memory))?;
+        let view = View { ptr: memory.ptr().wrapping_add(GUARD), ..tensor.view() };
+        Ok((memory, view))
+    };
+    let copies = inputs.iter().map(|input| input.clone().as_mut().map(copy).transpose());
+    let copies = copies.collect::<Result<Vec<_>>>()?;
+    let (memory, view) = copy(out)?;
+    let mut operands: Vec<Option<View>> = copies.iter().map(|copy| copy.as_ref().map(|(_, view)| *view)).collect();
+    operands.push(Some(view));
+    cuda.queue(op, &operands, params)?;
+    cuda.synchronize()?;
+    memory.read(0, bytes(&mut out.memory))
 }
 
-/// The levels to compare with the reference: what this CPU runs and the emulated CUDA library, or those named in
-/// `DENOISE_TEST_LEVELS`; what is lacking is named.
+/// The levels to compare with the reference: what this CPU runs, the emulated CUDA library, and a device where there is
+/// one, or those named in `DENOISE_TEST_LEVELS`; what is lacking is named.
 pub fn levels() -> Vec<Level> {
     let wanted = std::env::var("DENOISE_TEST_LEVELS").ok();
     let wanted = |name: &str| wanted.as_ref().is_none_or(|names| names.split(',').any(|n| n == name));
@@ -269,7 +342,23 @@ pub fn levels() -> Vec<Level> {
             eprintln!("skipped: there is no {}: run `deno task build:cuda-emulated`", cuda_library().display());
         }
     }
+    if wanted(Level::Cuda.name()) && has_device() {
+        have.push(Level::Cuda);
+    }
     have
+}
+
+/// Whether there is a device, which is found out once. One that was asked for by name must be there.
+fn has_device() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| match Cuda::open(&library(Level::Cuda), 0) {
+        Ok(_) => true,
+        Err(error) if std::env::var_os("DENOISE_TEST_LEVELS").is_some() => panic!("no CUDA device: {error}"),
+        Err(error) => {
+            eprintln!("skipped: no CUDA device: {error}");
+            false
+        }
+    })
 }
 
 /// Whether the next case is compared: each is, or only every so manyth where `DENOISE_TEST_EVERY` says so, for sanitizers
@@ -300,16 +389,19 @@ pub fn conform_with(
     for threads in [1, 3] {
         let pool = Pool::new(threads).unwrap();
         // A device has no use for the pool's threads.
-        for level in levels().into_iter().filter(|&level| threads == 1 || level != Level::CudaEmulated) {
-            let mut got = out.clone();
-            run(level, &pool, op, &mut prepare(level, &pool), &mut got, params);
-            let error = normalized_error(&got.values(), &want_values);
-            assert!(
-                error <= bound(out.dtype),
-                "{what}: {op:?} on {} with {threads} threads: error {error:.3e} above {:.0e}",
-                level.name(),
-                bound(out.dtype)
-            );
+        for level in levels().into_iter().filter(|&level| threads == 1 || !level.is_cuda()) {
+            let mut inputs = prepare(level, &pool);
+            for (way, params) in each_way(level, op, &inputs, out, params).iter().enumerate() {
+                let mut got = out.clone();
+                run(level, &pool, op, &mut inputs, &mut got, params);
+                let error = normalized_error(&got.values(), &want_values);
+                assert!(
+                    error <= bound(out.dtype),
+                    "{what}: {op:?} on {} with {threads} threads, way {way}: error {error:.3e} above {:.0e}",
+                    level.name(),
+                    bound(out.dtype)
+                );
+            }
         }
     }
 }

@@ -63,14 +63,6 @@ impl Layout {
 }
 
 impl Panels for Layout {
-    fn groups(&self) -> usize {
-        self.groups
-    }
-
-    fn wants_sums(&self) -> bool {
-        false
-    }
-
     unsafe fn multiply(&self, level: Level, rows: usize, x: Staged, panel: usize, sums: *mut f32) {
         macro_rules! rows {
             ($rows:literal) => {

@@ -5,6 +5,8 @@
 //! the weight waits for the epilogue. The scales of groups are applied to the block's floats; beside pairs, in which
 //! they would be rounded, to the sums of each group.
 
+use super::few_digits::Digits;
+use super::few_float::{Split, Unmoved};
 use super::*;
 use crate::codes::{CHUNK, Codec, Codes, E4m3, E5m2, Int4, Int8, Small, Table, pieces};
 use crate::dispatch;
@@ -283,9 +285,26 @@ fn multiply<U: Units>(cx: &Cx, args: &Args, s: Shape, act: Activation) -> Result
         (true, false) => Method::of::<U, Grouped<Pairs>>(),
     };
     if g.m <= few_rows(cx.level) && chunked(&s.weight, s.k) {
-        return few::few(cx, &g, method, &packed, args.params[9]);
+        return few_rows_of(cx, &g, method, &packed, args.params[9]);
     }
     gemm(cx, &g, method, args.params[9])
+}
+
+/// The most rows of two parts each: of more, adding both parts' products takes longer than widening values once.
+const SPLIT: usize = 4;
+
+/// Few rows, in the way that suits the codes.
+fn few_rows_of(cx: &Cx, g: &Gemm, method: Method, packed: &Packed, variant: u32) -> Result<()> {
+    let best = cx.level == Level::Avx512Bf16;
+    match packed.weight.bits() {
+        _ if packed.pairs || packed.weight.format == Format::Int8 => few::few(cx, g, method, packed, variant),
+        4 if best => few::few(cx, g, method, &Digits::new(packed, g.k), variant),
+        // Only int4 has zero points, whatever a program says.
+        _ if packed.has_zeros() => few::few(cx, g, method, packed, variant),
+        8 => few::few(cx, g, method, &Unmoved(packed), variant),
+        _ if best && g.m <= SPLIT => few::few(cx, g, method, &Split(packed), variant),
+        _ => few::few(cx, g, method, packed, variant),
+    }
 }
 
 /// Stored codes, scales and zero points to panels.
@@ -325,13 +344,29 @@ pub(super) fn pack(cx: &Cx, args: &Args, s: &Shape) -> Result<()> {
             let from = row * known + group;
             let inside = row < s.n && group < known;
             unsafe {
-                *parts.scales.add(at) = if inside { scale.get(from) } else { 0.0 };
+                *parts.scales.add(at) = match inside {
+                    true if has_special(s, codes.ptr.add(row * codes.strides[0]), group) => f32::NAN,
+                    true => scale.get(from),
+                    false => 0.0,
+                };
                 if let Some(zero) = zero {
                     *parts.zeros.add(at) = if inside { *zero.at::<i8>(from) } else { 0 };
                 }
             }
         }
     })
+}
+
+/// Whether a group of a stored row has an infinity or a NaN, which makes no sum of it a number: its scale says so, as
+/// not every way to multiply knows such codes.
+unsafe fn has_special(s: &Shape, row: *const u8, group: usize) -> bool {
+    let finite = match s.weight.format {
+        Format::E4m3 => 0x7e,
+        Format::E5m2 => 0x7b,
+        _ => return false,
+    };
+    let codes = unsafe { std::slice::from_raw_parts(row.add(group * s.weight.group), s.weight.group) };
+    codes.iter().any(|code| code & 0x7f > finite)
 }
 
 /// The codes of a chunk of a stored row, zeros beyond K.

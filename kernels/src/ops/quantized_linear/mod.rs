@@ -1,6 +1,7 @@
 //! `linear` by quantized weights, and their packing.
 
 mod few;
+mod few_digits;
 mod few_float;
 mod few_integer;
 mod float;
