@@ -61,16 +61,23 @@ __device__ inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const u
 }
 
 /// Reads four matrices of eight rows of 16 bytes, of which lanes 8 i to 8 i + 7 name the rows of the i-th: of each a lane
-/// gets the four bytes that it has of an operand.
-__device__ inline void load_matrices(uint32_t (&words)[4], const uint8_t* row) {
+/// gets the four bytes that it has of an operand, or transposed, of matrices (8, 8) of 16 bits, two of its column.
+template <bool TRANSPOSED = false> __device__ void load_matrices(uint32_t (&words)[4], const uint8_t* row) {
 #ifdef __CUDACC__
     const unsigned at = unsigned(__cvta_generic_to_shared(row));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(at)
-                 : "memory");
+    if constexpr (TRANSPOSED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(at)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "r"(at)
+                     : "memory");
+    }
 #else
-    emulated::load_matrices(words, row);
+    emulated::load_matrices<TRANSPOSED>(words, row);
 #endif
 }
 

@@ -72,7 +72,7 @@ struct MatrixLane {
     uint32_t* words;
 };
 
-inline void load_matrix_lanes(void* const* lanes) {
+template <bool TRANSPOSED> void load_matrix_lanes(void* const* lanes) {
     const auto lane = [&](int i) { return *static_cast<const MatrixLane*>(lanes[i]); };
     for (int matrix = 0; matrix < 4; matrix++) {
         uint32_t banks = 0;
@@ -83,13 +83,20 @@ inline void load_matrix_lanes(void* const* lanes) {
         }
         // It would be read all the same, in as many turns: none of these kernels is meant to.
         if (banks != 0xff) fail("Rows of a matrix in the same banks");
-        for (int i = 0; i < 32; i++) std::memcpy(&lane(i).words[matrix], lane(8 * matrix + i / 4).row + i % 4 * 4, 4);
+        for (int i = 0; i < 32; i++) {
+            for (int half = 0; half < 2; half++) {
+                const int line = i / 4, pair = i % 4 * 2 + half;
+                const uint8_t* row = lane(8 * matrix + (TRANSPOSED ? pair : line)).row;
+                auto* word = reinterpret_cast<uint8_t*>(&lane(i).words[matrix]);
+                std::memcpy(word + 2 * half, row + 2 * (TRANSPOSED ? line : pair), 2);
+            }
+        }
     }
 }
 
-inline void load_matrices(uint32_t (&words)[4], const uint8_t* row) {
+template <bool TRANSPOSED> void load_matrices(uint32_t (&words)[4], const uint8_t* row) {
     MatrixLane mine{row, words};
-    warp_together(&mine, load_matrix_lanes);
+    warp_together(&mine, load_matrix_lanes<TRANSPOSED>);
 }
 
 } // namespace emulated
