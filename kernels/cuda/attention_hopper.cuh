@@ -196,6 +196,7 @@ template <class T> void attend(const Call& call, const Args& args, int64_t heads
     const dim3 blocks(blocks_of(ceil_div(args.attention.queries, QUERIES)), unsigned(heads));
     const auto run = [&](auto width, auto masked) {
         constexpr int D = decltype(width)::value;
+        static_assert(SHARED<D> <= 227 << 10, "a block of sm_90 has no more shared memory");
         launch(call, attention_kernel<T, D, decltype(masked)::value>, blocks, THREADS, SHARED<D>, args);
     };
     const auto masked = [&](auto width) {

@@ -150,6 +150,7 @@ template <class T> void attend(const Call& call, const AttentionArgs& args, int6
     const auto run = [&](auto width, auto masked) {
         constexpr int D = decltype(width)::value;
         constexpr bool MASKED = decltype(masked)::value;
+        static_assert(SHARED<D, MASKED> <= 163 << 10, "a block of sm_80 has no more shared memory");
         launch(call, attention_kernel<T, D, MASKED>, blocks, THREADS, SHARED<D, MASKED>, args);
     };
     const auto masked = [&](auto width) {

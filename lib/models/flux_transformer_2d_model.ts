@@ -191,9 +191,10 @@ class FluxAttention extends Module {
     return parts.map((part) => part.reshape(x.size(0), x.size(1), this.#heads, this.#size)) as [Tensor, Tensor, Tensor];
   }
 
-  #own(x: Tensor): [Tensor, Tensor, Tensor] {
+  /** q of the tokens from `first` on; k and v of all. */
+  #own(x: Tensor, first: number): [Tensor, Tensor, Tensor] {
     const [q, k, v] = this.#project(x, this.to_qkv, [this.to_q, this.to_k, this.to_v]);
-    return [this.norm_q.forward(q), this.norm_k.forward(k), v];
+    return [this.norm_q.forward(q.slice(1, first)), this.norm_k.forward(k), v];
   }
 
   #added(text: Tensor): [Tensor, Tensor, Tensor] {
@@ -202,22 +203,23 @@ class FluxAttention extends Module {
     return [this.norm_added_q!.forward(q), this.norm_added_k!.forward(k), v];
   }
 
-  /** q, k, v of (batch, tokens, heads, size) to (batch, tokens - first, dim): what the tokens from `first` on see. */
-  #attend(q: Tensor, k: Tensor, v: Tensor, rope: Rope, first = 0): Tensor {
+  /** q, k, v of (batch, tokens, heads, size) to what the tokens of q, the last ones, see: (batch, tokens of q, dim). */
+  #attend(q: Tensor, k: Tensor, v: Tensor, { cos, sin }: Rope): Tensor {
     const heads = (x: Tensor) => x.transpose(1, 2);
-    const seeing = q.slice(1, first).rope(rope.cos.slice(0, first), rope.sin.slice(0, first));
-    return attention(heads(seeing), heads(k.rope(rope.cos, rope.sin)), heads(v))
-      .transpose(1, 2).reshape(q.size(0), q.size(1) - first, this.#heads * this.#size);
+    const first = k.size(1) - q.size(1);
+    const seeing = q.rope(cos.slice(0, first), sin.slice(0, first));
+    return attention(heads(seeing), heads(k.rope(cos, sin)), heads(v))
+      .transpose(1, 2).reshape(q.size(0), q.size(1), this.#heads * this.#size);
   }
 
   /** One stream: (batch, tokens, dim) to those of its tokens from `first` on, before any projection. */
   forward(x: Tensor, rope: Rope, first: number): Tensor {
-    return this.#attend(...this.#own(x), rope, first);
+    return this.#attend(...this.#own(x, first), rope);
   }
 
   /** Two streams that see each other. */
   forwardBoth(x: Tensor, text: Tensor, rope: Rope): { x: Tensor; text: Tensor } {
-    const own = this.#own(x);
+    const own = this.#own(x, 0);
     const [q, k, v] = this.#added(text).map((part, i) => concat([part, own[i]!], 1)) as [Tensor, Tensor, Tensor];
     const attended = this.#attend(q, k, v, rope);
     const tokens = text.size(1);

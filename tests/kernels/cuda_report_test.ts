@@ -24,14 +24,30 @@ const HOPPER: Readonly<Record<string, WantedInstruction["instruction"]>> = {
   int8: "IGMMA",
 };
 
+/** The kernels of the operations that must run on tensor cores, by a part of their names. */
+const OPERATIONS: readonly WantedInstruction[] = [
+  { source: "ops_attention.cu", kernel: "attention_mma16attention_kernel", instruction: "HMMA" },
+  { source: "ops_attention.cu", kernel: "attention_hopper16attention_kernel", instruction: "HGMMA" },
+  ...["linear", "quantized_linear_bf16", "quantized_linear_f16"].flatMap((name) =>
+    ["mma_kernel", "few_rows_kernel"].map((kernel) =>
+      ({ source: `ops_${name}.cu`, kernel, instruction: "HMMA" }) as const
+    )
+  ),
+  { source: "ops_quantized_linear_rows.cu", kernel: "Int8Product", instruction: "IMMA" },
+  { source: "ops_quantized_linear_rows.cu", kernel: "Int4Product", instruction: "IMMA" },
+  { source: "ops_quantized_linear_rows.cu", kernel: "SparseProduct", instruction: "IMMA" },
+  { source: "ops_quantized_linear_rows.cu", kernel: "Fp8Product", instruction: "HMMA" },
+];
+
 /** The kernels that must run on tensor cores, by the sources that they are from. */
 async function wantedInstructions(): Promise<WantedInstruction[]> {
   const names = (await Array.fromAsync(Deno.readDir(new URL("hopper", cuda)))).map(({ name }) => name);
-  return names.filter((name) => name.endsWith(".cu")).map((name) => ({
+  const multiplies = names.filter((name) => name.endsWith(".cu")).map((name) => ({
     source: `hopper_${name}`,
     kernel: "device_kernel",
     instruction: HOPPER[name.split("_")[0]!]!,
   }));
+  return [...multiplies, ...OPERATIONS];
 }
 
 Deno.test("a report of the compiler is read", () => {
