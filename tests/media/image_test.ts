@@ -1,8 +1,8 @@
+import { createHash } from "node:crypto";
 import { deepStrictEqual, ok, rejects, strictEqual, throws } from "node:assert/strict";
 import { DenoiseError, OutputError } from "../../lib/errors.ts";
 import { Image, settingsFromMetadata, settingsToMetadata } from "../../lib/media/image.ts";
 import { decodePng } from "../../lib/media/png.ts";
-import { openSafetensors, readTensor } from "../../lib/tensor/safetensors.ts";
 import { withFolder } from "../folder.ts";
 
 const FIXTURES = new URL("../fixtures/shapes-flux/", import.meta.url);
@@ -47,11 +47,15 @@ Deno.test("a picture is saved with its metadata and opened again", async () => {
 });
 
 Deno.test("diffusers' own pictures open to the values that it gave", async () => {
-  const file = openSafetensors(new URL("cases.safetensors", FIXTURES).pathname);
-  for (const [name, index] of [["case3", 0], ["case4", 1], ["case7", 0]] as const) {
-    const image = await Image.open(new URL(`${name}_${index}_f32.png`, FIXTURES));
-    const values = readTensor(file, `${name}.out.image_f32`);
-    deepStrictEqual(image.data, values.slice(index * image.data.length, (index + 1) * image.data.length));
+  // SHA-256 of its arrays of bytes, from which it wrote the files.
+  const given = {
+    case3_0: "e944474a602402b0121ba74193b55a530ef3d0f076c07d866bac9db6221f95d6",
+    case4_1: "af13e929bea499a1f8f6aeb7e70e031985a297340ab13600aa741b6f69a09dd1",
+    case7_0: "ca3b47c8cfdf3dd165cf7d455f48a14f0289ef4e36785d0d6d533b16140d0f66",
+  };
+  for (const [name, hash] of Object.entries(given)) {
+    const { data } = await Image.open(new URL(`${name}_f32.png`, FIXTURES));
+    strictEqual(createHash("sha256").update(data).digest("hex"), hash);
   }
 });
 
