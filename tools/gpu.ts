@@ -107,7 +107,7 @@ function partsOf(names: readonly string[] | undefined): readonly Part[] {
   return names ? PARTS.filter(({ name }) => names.includes(name)) : PARTS;
 }
 
-/** The longest that a cell may take: what a command may on a machine that is lent for a while. */
+/** The longest that a cell may take, so that the whole can run in short stretches. */
 const CELL_SECONDS = 590;
 
 /** Runs a cell in a process of its own, and keeps what it found. */
