@@ -17,6 +17,7 @@
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -178,6 +179,10 @@ struct Scheduler {
 
     /// Ends a launch that cannot go on. The stacks are abandoned: what stands there is made anew.
     [[noreturn]] void abandon(const char* what) {
+#if defined(__SANITIZE_ADDRESS__)
+        // What the functions that are not returned from had forbidden between their variables.
+        __asan_unpoison_memory_region(stacks, MOST_THREADS * STACK);
+#endif
         for (unsigned i = 0; i < MOST_THREADS; i++) {
             prepare(fibers[i].context, stacks + i * STACK, work);
             fibers[i].copies.clear();
