@@ -628,49 +628,38 @@ mod x86 {
         }
     }
 
-    // The compiler would load `p` once for all that it is multiplied by.
+    /// One instruction that adds products with the four bytes at an address, in all lanes: the compiler would load them
+    /// once for all that they are multiplied by.
+    macro_rules! add_products_at {
+        ($instruction:literal, $acc:ident, $register:ident, $p:ident) => {
+            asm!(
+                concat!($instruction, " {acc}, {register}, dword ptr [{p}]{{1to16}}"),
+                acc = inout(zmm_reg) $acc,
+                register = in(zmm_reg) $register,
+                p = in(reg) $p,
+                options(pure, readonly, nostack, preserves_flags)
+            )
+        };
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn fma_at(p: *const f32, b: __m512, mut acc: __m512) -> __m512 {
-        unsafe {
-            asm!(
-                "vfmadd231ps {acc}, {b}, dword ptr [{p}]{{1to16}}",
-                acc = inout(zmm_reg) acc,
-                b = in(zmm_reg) b,
-                p = in(reg) p,
-                options(pure, readonly, nostack, preserves_flags)
-            );
-        }
+        unsafe { add_products_at!("vfmadd231ps", acc, b, p) };
         acc
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn dot_bf16_at(mut acc: __m512, p: *const f32, b: __m512) -> __m512 {
-        unsafe {
-            asm!(
-                "vdpbf16ps {acc}, {b}, dword ptr [{p}]{{1to16}}",
-                acc = inout(zmm_reg) acc,
-                b = in(zmm_reg) b,
-                p = in(reg) p,
-                options(pure, readonly, nostack, preserves_flags)
-            );
-        }
+        unsafe { add_products_at!("vdpbf16ps", acc, b, p) };
         acc
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
     unsafe fn dot_u8_i8_at(mut acc: __m512, a: __m512, p: *const f32) -> __m512 {
-        unsafe {
-            asm!(
-                "vpdpbusd {acc}, {a}, dword ptr [{p}]{{1to16}}",
-                acc = inout(zmm_reg) acc,
-                a = in(zmm_reg) a,
-                p = in(reg) p,
-                options(pure, readonly, nostack, preserves_flags)
-            );
-        }
+        unsafe { add_products_at!("vpdpbusd", acc, a, p) };
         acc
     }
 

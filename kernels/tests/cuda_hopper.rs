@@ -1,7 +1,7 @@
 //! What is handed to Hopper's kernels, and which multiplies are: the emulated library has a plain loop in their place.
 mod common;
 
-use common::{Level, Rng, Tensor, conform_with, cuda_ways, levels, run};
+use common::{ACTIVATIONS, Level, Rng, Tensor, conform_with, cuda_ways, levels, run};
 use denoise::pool::Pool;
 use denoise::quant::{Weight, rows_bytes};
 use denoise::schema::{Activation, DType, Format, Op, Rows};
@@ -106,20 +106,12 @@ const KINDS: [(DType, Option<(Format, Rows)>); 5] = [
 #[test]
 fn every_kind_of_operands_and_what_follows() {
     let mut rng = Rng(1);
-    let acts = [
-        Activation::None,
-        Activation::Silu,
-        Activation::GeluTanh,
-        Activation::GeluErf,
-        Activation::QuickGelu,
-        Activation::Relu,
-    ];
     for (dtype, quantized) in KINDS {
         for (i, (m, n, k)) in [(1, 8, 16), (5, 72, 48), (70, 136, 160)].into_iter().enumerate() {
             let mut case = Case::new(&mut rng, dtype, quantized, &[m, k], n);
-            case.act = acts[i];
+            case.act = ACTIVATIONS[i];
             case.check();
-            case.act = acts[i + 3];
+            case.act = ACTIVATIONS[i + 3];
             case.residual = Some(Tensor::padded(dtype, &[m, n], 8).random(&mut rng, 1.0));
             case.check();
             // Rows of the residual that no copy engine takes, and one row for all.

@@ -1,7 +1,7 @@
 //! `linear` and `pack_linear` against the reference.
 mod common;
 
-use common::{Level, Rng, Tensor, conform_with, levels, run};
+use common::{ACTIVATIONS, Level, Rng, Tensor, conform_with, levels, run};
 use denoise::gemm::WAYS;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
@@ -97,18 +97,10 @@ fn several_blocks_of_k_rows_and_columns() {
 #[test]
 fn epilogues() {
     let mut rng = Rng(4);
-    let acts = [
-        Activation::None,
-        Activation::Silu,
-        Activation::GeluTanh,
-        Activation::GeluErf,
-        Activation::QuickGelu,
-        Activation::Relu,
-    ];
     for dtype in FLOATS {
         for (n, k) in [(77, 13), (64, 31), (130, 300)] {
             for parts in 0..8 {
-                for act in acts {
+                for act in ACTIVATIONS {
                     let mut case = Case::new(&mut rng, dtype, 17, n, k);
                     case.act = act;
                     if parts & 1 > 0 {

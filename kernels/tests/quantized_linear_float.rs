@@ -1,7 +1,7 @@
 //! `quantized_linear` and `pack_quantized` of weights that are multiplied as floats, against the reference.
 mod common;
 
-use common::{Level, Rng, Tensor, bound, conform_with, levels, normalized_error, run};
+use common::{ACTIVATIONS, Level, Rng, Tensor, bound, conform_with, levels, normalized_error, run};
 use denoise::gemm::WAYS;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
@@ -384,17 +384,9 @@ fn several_blocks_of_k_rows_and_columns() {
 #[test]
 fn epilogues() {
     let mut rng = Rng(6);
-    let acts = [
-        Activation::None,
-        Activation::Silu,
-        Activation::GeluTanh,
-        Activation::GeluErf,
-        Activation::QuickGelu,
-        Activation::Relu,
-    ];
     for dtype in FLOATS {
         for (m, weight) in [(1, weight(Format::Int4, 32)), (5, weight(Format::Int8, 64)), (17, small(2, 1, 64))] {
-            for (parts, act) in (0..8).flat_map(|parts| acts.map(|act| (parts, act))) {
+            for (parts, act) in (0..8).flat_map(|parts| ACTIVATIONS.map(|act| (parts, act))) {
                 let n = 77;
                 let mut case = Case::new(&mut rng, dtype, weight, [m, n, 64]);
                 case.act = act;

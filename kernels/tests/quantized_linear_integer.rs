@@ -1,7 +1,7 @@
 //! `quantized_linear` of int8 rows by weights of integers, and their packing, against the reference.
 mod common;
 
-use common::{Level, Rng, Tensor, conform_with, levels, run};
+use common::{ACTIVATIONS, Level, Rng, Tensor, conform_with, levels, run};
 use denoise::gemm::WAYS;
 use denoise::ops::{self, Args};
 use denoise::pool::Pool;
@@ -235,18 +235,10 @@ fn several_blocks_of_k_rows_and_columns() {
 #[test]
 fn epilogues() {
     let mut rng = Rng(5);
-    let acts = [
-        Activation::None,
-        Activation::Silu,
-        Activation::GeluTanh,
-        Activation::GeluErf,
-        Activation::QuickGelu,
-        Activation::Relu,
-    ];
     for (i, dtype) in FLOATS.into_iter().cycle().take(9).enumerate() {
         let (format, n, k) = [(FORMATS[i / 3], 77, 64), (FORMATS[i / 3], 64, 128)][i % 2];
         for parts in 0..8 {
-            for act in acts {
+            for act in ACTIVATIONS {
                 let group = if parts % 2 == 0 { k } else { 32 };
                 let mut case = Case::new(&mut rng, weight(format, group), KINDS[parts % 2], [17, n, k], false);
                 (case.act, case.out) = (act, Tensor::padded(dtype, &[17, n], 2));

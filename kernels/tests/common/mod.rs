@@ -7,10 +7,20 @@ use denoise::error::Result;
 use denoise::level::Level as CpuLevel;
 use denoise::ops::{self, Args, Cx};
 use denoise::pool::Pool;
-use denoise::schema::{DType, Op, SPECS};
+use denoise::schema::{Activation, DType, Op, SPECS};
 use denoise::view::{MAX_RANK, View};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+
+/// All activations that an epilogue may have.
+pub const ACTIVATIONS: [Activation; 6] = [
+    Activation::None,
+    Activation::Silu,
+    Activation::GeluTanh,
+    Activation::GeluErf,
+    Activation::QuickGelu,
+    Activation::Relu,
+];
 
 /// What kernels run on: a level of the CPU, or the CUDA library, emulated or on a device.
 #[derive(Clone, Copy, Debug, PartialEq)]
